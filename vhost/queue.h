@@ -1,0 +1,56 @@
+/* The inside of a queue, for virtq.c (its life and its path), chain.c (descriptors) and inflight.c (what survives).
+ *
+ * Lock order: pop_lock, then used_lock. Neither is held across a system call, but for pop_lock across the wait for a kick.
+ */
+#ifndef VHOST_QUEUE_H
+#define VHOST_QUEUE_H
+
+#include <linux/virtio_ring.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "virtq.h"
+
+/* What a head needs while its chain is in flight. `in` and `out` of the chain lie one after the other in iov. */
+struct slot {
+	struct virtq_chain chain;
+	struct iovec iov[VIRTQ_MAX_CHAIN];
+};
+
+struct virtq {
+	struct virtq_config config;
+	struct vring_desc *desc;
+	struct vring_avail *avail;
+	struct vring_used *used;
+	struct slot *slots;          /* num of them, in memory that costs nothing before a head is first used */
+	uint32_t pending;            /* popped or to be resubmitted, and not completed; atomic */
+
+	pthread_mutex_t pop_lock;    /* held by the leader; protects what follows */
+	uint16_t last_avail;         /* index of the next entry to pop */
+	uint16_t avail_idx;          /* the driver's index as last read */
+	uint16_t resubmit_next;
+	uint16_t resubmit_count;
+	uint16_t resubmit[VIRTQ_MAX_SIZE]; /* heads a dead worker left in flight, in the order they were taken */
+	uint64_t counter;            /* order of taking, for the in-flight region */
+	uint32_t unpolled;           /* chains popped since `stop` was last polled */
+
+	pthread_mutex_t used_lock;   /* protects what follows, the used ring, and the clearing of marks */
+	uint16_t used_idx;           /* ours: the one in the ring is written, never read back */
+	uint16_t told_idx;           /* used_idx when the driver's wish for an interrupt was last looked at */
+
+	uint8_t busy[VIRTQ_MAX_SIZE]; /* head in flight: set under pop_lock, cleared under used_lock */
+};
+
+/* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an address
+ * outside memory, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
+int chain_read(struct virtq *queue, uint16_t head);
+
+/* inflight.c. Starts from an empty region, or from what a dead worker left; -EPROTO when that makes no sense. */
+void inflight_start(struct virtq *queue);
+int inflight_recover(struct virtq *queue);
+/* The mark of a head, before it is served; and around the moment it becomes used. */
+void inflight_mark(struct virtq *queue, uint16_t head);
+void inflight_prepare(struct virtq *queue, uint16_t head);
+void inflight_clear(struct virtq *queue, uint16_t head);
+
+#endif

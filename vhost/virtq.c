@@ -1,0 +1,380 @@
+/* The split virtqueue, device side (virtq.h has the rules): its life, and the path of a chain through it.
+ *
+ * Four accesses are ordered against the driver, and no others. Each is marked "Ordered point" below:
+ *
+ *   pop        acquire load of avail.idx, before the entry, the descriptors and what they point to
+ *   complete   release store of used.idx, after the reply and the used element
+ *   interrupt? full fence between used.idx and the driver's used_event or flags
+ *   sleep?     full fence between our avail_event or flags and avail.idx
+ */
+#include "virtq.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "barrier.h"
+#include "queue.h"
+
+/* Chains popped in a row from a ring that never runs dry before `stop` is looked at. */
+#define STOP_INTERVAL 32
+/* With no kick eventfd the ring is looked at this often, in milliseconds. */
+#define POLL_INTERVAL 1
+
+static void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len)
+{
+	if (queue->config.log_used)
+		memory_dirty(queue->config.memory, queue->config.log_addr + offset, len);
+}
+
+static void signal_fd(int fd)
+{
+	uint64_t one = 1;
+
+	/* A full counter already says what we would say. */
+	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+/* Rule 4. Called with pop_lock held, or before any thread has come. */
+static int broken(struct virtq *queue, int err)
+{
+	if (!queue->config.state->broken) {
+		write_once(&queue->config.state->broken, -err);
+		fetch_add(&queue->pending, queue->resubmit_next - queue->resubmit_count);
+		queue->resubmit_next = queue->resubmit_count;
+		signal_fd(queue->config.err);
+	}
+	return err;
+}
+
+/* Where in the used ring the driver finds avail_event (virtio 1.3, section 2.7.10). */
+static uint64_t avail_event_offset(const struct virtq *queue)
+{
+	return offsetof(struct vring_used, ring) + queue->config.num * sizeof(struct vring_used_elem);
+}
+
+static uint64_t used_size(const struct virtq *queue)
+{
+	return avail_event_offset(queue) + (queue->config.event_idx ? sizeof(uint16_t) : 0);
+}
+
+/* The ring parts, with the event words only when they are there. */
+static int map_ring(struct virtq *queue)
+{
+	const struct virtq_config *config = &queue->config;
+	uint64_t avail_size = sizeof(struct vring_avail) + config->num * sizeof(uint16_t) +
+			      (config->event_idx ? sizeof(uint16_t) : 0);
+
+	queue->desc = memory_user(config->memory, config->desc_addr, config->num * sizeof(struct vring_desc));
+	queue->avail = memory_user(config->memory, config->avail_addr, avail_size);
+	queue->used = memory_user(config->memory, config->used_addr, used_size(queue));
+	return queue->desc && queue->avail && queue->used ? 0 : -EFAULT;
+}
+
+static bool config_valid(const struct virtq_config *config)
+{
+	return config->num && config->num <= VIRTQ_MAX_SIZE && !(config->num & (config->num - 1)) &&
+	       config->desc_addr % VRING_DESC_ALIGN_SIZE == 0 && config->avail_addr % VRING_AVAIL_ALIGN_SIZE == 0 &&
+	       config->used_addr % VRING_USED_ALIGN_SIZE == 0;
+}
+
+/* Takes up the ring where `state` says it stands. */
+static void resume(struct virtq *queue)
+{
+	struct virtq_state *state = queue->config.state;
+
+	queue->used_idx = read_once(&queue->used->idx);
+	queue->last_avail = queue->used_idx;
+	if (!state->started) {
+		queue->last_avail = state->last_avail_idx;
+		inflight_start(queue);
+	} else if (state->broken || inflight_recover(queue) < 0) {
+		broken(queue, -EPROTO);
+	} else {
+		/* What the dead worker stored it may not have logged, nor have told the driver. */
+		used_dirty(queue, 0, used_size(queue));
+		signal_fd(queue->config.call);
+	}
+	queue->told_idx = queue->used_idx;
+	queue->avail_idx = queue->last_avail;
+	queue->unpolled = STOP_INTERVAL;
+}
+
+struct virtq *virtq_new(const struct virtq_config *config, int *error)
+{
+	struct virtq *queue = calloc(1, sizeof(*queue));
+
+	*error = -ENOMEM;
+	if (!queue)
+		return NULL;
+	queue->config = *config;
+	*error = config_valid(config) ? map_ring(queue) : -EINVAL;
+	if (*error) {
+		free(queue);
+		return NULL;
+	}
+	queue->slots = mmap(NULL, config->num * sizeof(struct slot), PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (queue->slots == MAP_FAILED) {
+		*error = -ENOMEM;
+		free(queue);
+		return NULL;
+	}
+	pthread_mutex_init(&queue->pop_lock, NULL);
+	pthread_mutex_init(&queue->used_lock, NULL);
+	resume(queue);
+	return queue;
+}
+
+void virtq_free(struct virtq *queue)
+{
+	if (!queue)
+		return;
+	munmap(queue->slots, queue->config.num * sizeof(struct slot));
+	pthread_mutex_destroy(&queue->pop_lock);
+	pthread_mutex_destroy(&queue->used_lock);
+	free(queue);
+}
+
+/* Reads avail.idx when the entries known of are used up. 1 when there is an entry, 0 when the ring is dry. */
+static int avail_ready(struct virtq *queue)
+{
+	if (queue->avail_idx != queue->last_avail)
+		return 1;
+	/* Ordered point "pop": pairs with the driver's write barrier between its descriptors and ring entry and its
+	 * store of avail.idx (virtio 1.3, 2.7.13.3). What it stored before the index, we see after it. */
+	queue->avail_idx = load_acquire(&queue->avail->idx);
+	if ((uint16_t)(queue->avail_idx - queue->last_avail) > queue->config.num)
+		return broken(queue, -EPROTO);
+	return queue->avail_idx != queue->last_avail;
+}
+
+/* A head may not be made available again before it was used. */
+static bool head_busy(struct virtq *queue, uint16_t head)
+{
+	if (!load_acquire(&queue->busy[head]))
+		return false;
+	/* The driver may have seen used.idx, and given the head back to us, before its completion cleared the mark:
+	 * let that completion leave the used lock. */
+	pthread_mutex_lock(&queue->used_lock);
+	pthread_mutex_unlock(&queue->used_lock);
+	return load_acquire(&queue->busy[head]);
+}
+
+/* A chain to serve: 1, 0 when the ring is dry, -errno when it is broken. Those a dead worker left come first; they are
+ * marked and counted already. */
+static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
+{
+	bool replay = queue->resubmit_next < queue->resubmit_count;
+	uint16_t head;
+	int ret;
+
+	if (replay) {
+		head = queue->resubmit[queue->resubmit_next];
+	} else {
+		ret = avail_ready(queue);
+		if (ret <= 0)
+			return ret;
+		head = read_once(&queue->avail->ring[queue->last_avail & (queue->config.num - 1)]);
+		if (head >= queue->config.num || head_busy(queue, head))
+			return broken(queue, -EPROTO);
+	}
+	ret = chain_read(queue, head);
+	if (ret)
+		return broken(queue, ret);
+	*chain = &queue->slots[head].chain;
+	(*chain)->replay = replay;
+	if (replay) {
+		queue->resubmit_next++;
+		return 1;
+	}
+	queue->last_avail++;
+	queue->busy[head] = 1;
+	inflight_mark(queue, head);
+	fetch_add(&queue->pending, 1);
+	write_once(&queue->config.state->popped, queue->config.state->popped + 1);
+	return 1;
+}
+
+/* Asks the driver to kick for the next entry, or not to. With EVENT_IDX an old avail_event asks for none. */
+static void want_kick(struct virtq *queue, bool want)
+{
+	uint64_t event = avail_event_offset(queue);
+
+	if (queue->config.event_idx) {
+		if (!want)
+			return;
+		write_once((uint16_t *)((char *)queue->used + event), queue->last_avail);
+		used_dirty(queue, event, sizeof(uint16_t));
+	} else {
+		write_once(&queue->used->flags, want ? 0 : VRING_USED_F_NO_NOTIFY);
+		used_dirty(queue, offsetof(struct vring_used, flags), sizeof(uint16_t));
+	}
+}
+
+/* Sleeps until the driver kicks. 1: look again; 0: stop; -errno. */
+static int sleep_for_kick(struct virtq *queue)
+{
+	struct pollfd fds[] = { { queue->config.stop, POLLIN, 0 }, { queue->config.kick, POLLIN, 0 } };
+	uint64_t kicks;
+	int ret = poll(fds, 2, queue->config.kick < 0 ? POLL_INTERVAL : -1);
+
+	queue->unpolled = 0;
+	if (ret < 0)
+		return errno == EINTR ? 1 : -errno;
+	if (fds[0].revents)
+		return 0;
+	if (fds[1].revents & POLLIN) {
+		if (read(queue->config.kick, &kicks, sizeof(kicks)) == sizeof(kicks))
+			write_once(&queue->config.state->kicks, queue->config.state->kicks + kicks);
+	} else if (fds[1].revents) {
+		return broken(queue, -EBADF);
+	}
+	return 1;
+}
+
+/* Called on a dry ring. 1: there may be an entry; 0: stop; -errno. */
+static int virtq_wait(struct virtq *queue)
+{
+	int ret;
+
+	want_kick(queue, true);
+	/* Ordered point "sleep?": pairs with the driver's fence between its store of avail.idx and its load of
+	 * avail_event or flags (virtio 1.3, 2.7.13.4). Either it sees that we want a kick, or we see its entry. */
+	full_fence();
+	ret = avail_ready(queue);
+	if (!ret)
+		ret = sleep_for_kick(queue);
+	if (ret > 0)
+		want_kick(queue, false);
+	return ret;
+}
+
+static bool stop_polled(struct virtq *queue)
+{
+	struct pollfd stop = { queue->config.stop, POLLIN, 0 };
+
+	if (queue->resubmit_next < queue->resubmit_count || queue->unpolled++ < STOP_INTERVAL)
+		return false;
+	queue->unpolled = 0;
+	return poll(&stop, 1, 0) > 0;
+}
+
+/* Leads: waits and pops with the lock held, so that the other threads queue up behind it. 1: a chain; 0: stop; -errno. */
+static int virtq_lead(struct virtq *queue, struct virtq_chain **chain)
+{
+	int ret = 1;
+
+	pthread_mutex_lock(&queue->pop_lock);
+	if (queue->config.state->broken)
+		ret = -(int)queue->config.state->broken;
+	else if (stop_polled(queue))
+		ret = 0;
+	while (ret > 0) {
+		ret = virtq_pop(queue, chain);
+		if (ret)
+			break;
+		ret = virtq_wait(queue);
+	}
+	pthread_mutex_unlock(&queue->pop_lock);
+	return ret;
+}
+
+int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque)
+{
+	struct virtq_chain *chain = NULL;
+	int64_t len;
+	int ret;
+
+	while ((ret = virtq_lead(queue, &chain)) > 0) {
+		len = handler(opaque, chain);
+		if (len != VIRTQ_DEFERRED)
+			virtq_complete(chain, len);
+	}
+	return ret;
+}
+
+/* Whether the driver asked to hear of what was published since it was last asked. Called with used_lock held. */
+static bool interrupt_wanted(struct virtq *queue)
+{
+	uint16_t told = queue->told_idx;
+
+	/* Ordered point "interrupt?": pairs with the driver's fence between its store of used_event or flags and its
+	 * load of used.idx (virtio 1.3, 2.7.14). Either it sees our index, or we see that it wants to be told. */
+	full_fence();
+	queue->told_idx = queue->used_idx;
+	if (queue->config.event_idx)
+		return vring_need_event(read_once(&queue->avail->ring[queue->config.num]), queue->used_idx, told);
+	return !(read_once(&queue->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
+}
+
+/* Puts a head on the used ring, and settles its mark. Called with used_lock held. */
+static void publish(struct virtq *queue, uint16_t head, uint32_t len)
+{
+	uint16_t slot = queue->used_idx & (queue->config.num - 1);
+	struct vring_used_elem *elem = &queue->used->ring[slot];
+
+	inflight_prepare(queue, head);
+	write_once(&elem->id, head);
+	write_once(&elem->len, len);
+	queue->used_idx++;
+	/* Ordered point "complete": pairs with the driver's read barrier between its load of used.idx and its reading
+	 * of the element and the reply (virtio 1.3, 2.7.14). */
+	store_release(&queue->used->idx, queue->used_idx);
+	inflight_clear(queue, head);
+	/* Release: pairs with head_busy. The mark is cleared before the head can be taken, and marked, again. */
+	store_release(&queue->busy[head], 0);
+	used_dirty(queue, offsetof(struct vring_used, ring) + slot * sizeof(*elem), sizeof(*elem));
+	used_dirty(queue, offsetof(struct vring_used, idx), sizeof(uint16_t));
+	write_once(&queue->config.state->completed, queue->config.state->completed + 1);
+}
+
+/* Logs the first `len` bytes of `out`. The driver assumes nothing about those after (virtio 1.3, 2.7.8.3). */
+static void reply_dirty(struct virtq *queue, const struct virtq_chain *chain, uint64_t len)
+{
+	for (uint32_t i = 0; len && i < chain->out_count; i++) {
+		uint64_t part = chain->out[i].iov_len < len ? chain->out[i].iov_len : len;
+
+		memory_dirty_host(queue->config.memory, chain->out[i].iov_base, part);
+		len -= part;
+	}
+}
+
+void virtq_complete(struct virtq_chain *chain, uint32_t len)
+{
+	struct virtq *queue = chain->queue;
+	bool interrupt = false;
+
+	if (len > chain->out_len)
+		len = chain->out_len;
+	/* Before the used element: once that is there, another worker does not serve the chain, nor log it, again. */
+	reply_dirty(queue, chain, len);
+	pthread_mutex_lock(&queue->used_lock);
+	if (!read_once(&queue->config.state->broken)) {
+		publish(queue, chain->head, len);
+		interrupt = interrupt_wanted(queue);
+		if (interrupt && queue->config.call >= 0)
+			write_once(&queue->config.state->interrupts, queue->config.state->interrupts + 1);
+	}
+	pthread_mutex_unlock(&queue->used_lock);
+	if (interrupt)
+		signal_fd(queue->config.call);
+	/* Last: at 0 the worker may end. */
+	fetch_add(&queue->pending, -1);
+}
+
+uint32_t virtq_pending(struct virtq *queue)
+{
+	return load_acquire(&queue->pending);
+}
+
+void virtq_park(struct virtq *queue)
+{
+	queue->config.state->last_avail_idx = queue->last_avail;
+	/* The index first, then the word that says it holds. */
+	store_release(&queue->config.state->started, 0);
+}

@@ -1,0 +1,114 @@
+"""A device whose rings run: each request is answered with its bytes in upper case. Its workers are threads here, forked
+from nothing, but they come and go as real ones do."""
+
+import os
+import select
+import socket
+import threading
+from typing import Any
+
+from tests.frontend import FEATURES
+from tests.vhost.examples import ALL_FEATURES
+from vhost._virtq import ffi, lib
+from vhost.backend import Backend, Disconnected, Refused
+from vhost.inflight import inflight_arena
+from vhost.memory import table_arena
+from vhost.message import Feature
+from vhost.protocol import RemoteProtocolError
+from vhost.vring import state_arena
+
+
+def shout(queue: Any, chain: Any) -> int:
+    """The virtq_handler: one buffer in, one out."""
+    chain_in, chain_out = chain.__getattribute__("in"), chain.out
+    data = b"".join(ffi.buffer(chain_in[i].iov_base, chain_in[i].iov_len)[:] for i in range(chain.in_count)).upper()
+    written = 0
+    for i in range(chain.out_count):
+        part = data[written : written + chain_out[i].iov_len]
+        ffi.memmove(chain_out[i].iov_base, part, len(part))
+        written += len(part)
+    return written
+
+
+class EchoDevice:
+    """Serves one front-end after the other from a thread; `sentences` is what their connections ended with."""
+
+    features = int(FEATURES | Feature.LOG_ALL)
+    protocol_features = ALL_FEATURES
+
+    def __init__(self, queues: int = 3) -> None:
+        self.queues = queues
+        self.workers = 0
+        self.sentences: list[str] = []
+        self._arenas = table_arena(), state_arena(queues), inflight_arena(queues)
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._running: list[tuple[Any, Any, threading.Thread]] = []
+        self._memory: Any = ffi.NULL
+        self._handler = ffi.callback("virtq_handler", shout)
+        self._control: threading.Thread | None = None
+
+    def connect(self) -> socket.socket:
+        """A connection to this device, for a FrontEnd."""
+        self.join()
+        ours, theirs = socket.socketpair()
+        self._control = threading.Thread(target=self._serve, args=(ours,))
+        self._control.start()
+        return theirs
+
+    def join(self) -> None:
+        """Returns when the front-end is gone and its connection closed."""
+        if self._control:
+            self._control.join()
+
+    def close(self) -> None:
+        self.join()
+        os.close(self._stop)
+
+    # vhost.backend.Device
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        raise Refused("there is no configuration space")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        raise Refused("there is no configuration space")
+
+    def quiesce(self) -> None:
+        if not self._running:
+            return
+        os.eventfd_write(self._stop, 1)
+        for queue, _, thread in self._running:
+            thread.join()
+            assert lib.virtq_pending(queue) == 0
+            lib.virtq_park(queue)
+            lib.virtq_free(queue)
+        self._running.clear()
+        lib.memory_free(self._memory)
+        os.eventfd_read(self._stop)
+
+    def reset(self) -> None:
+        assert not self._running
+
+    def _serve(self, sock: socket.socket) -> None:
+        backend = Backend(sock, self, *self._arenas)
+        try:
+            while True:
+                select.select([backend], [], [])
+                backend.handle()
+                if not self._running and backend.runnable():
+                    self._start(backend)
+        except (Disconnected, RemoteProtocolError) as end:
+            self.sentences.append(str(end))
+        backend.close()
+
+    def _start(self, backend: Backend) -> None:
+        self.workers += 1
+        self._memory = backend.memory_view()
+        for vring in backend.runnable():
+            error = ffi.new("int *")
+            inflight = backend.inflight.map(vring.index)
+            config = vring.config(self._memory, inflight, backend.features, self._stop)
+            queue = lib.virtq_new(config, error)
+            assert queue, os.strerror(-error[0])
+            thread = threading.Thread(target=lib.virtq_run, args=(queue, self._handler, ffi.NULL))
+            self._running.append((queue, (config, inflight), thread))
+            thread.start()

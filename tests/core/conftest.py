@@ -1,0 +1,48 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.core.served import Served
+from tests.fuseclient import FuseClient
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Makes cores on the directory `root`, and sees afterwards that none of them leaks a descriptor."""
+    before = open_descriptors()
+    made: list[Served] = []
+    umask = os.umask(0)
+
+    def make(**options: Any) -> Served:
+        root = tmp_path / "root"
+        root.mkdir(exist_ok=True)
+        made.append(Served(root, **options))
+        return made[-1]
+
+    yield make
+    os.umask(umask)
+    for served in made:
+        served.close()
+    assert open_descriptors() == before, "a descriptor was left open"
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    return serve()
+
+
+@pytest.fixture
+def root(served: Served) -> Path:
+    return served.root
+
+
+@pytest.fixture
+def client(served: Served) -> FuseClient:
+    return served.client

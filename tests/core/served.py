@@ -1,0 +1,89 @@
+"""A core on a directory, with no ring and no Python ops: what the tests of this package serve their requests with."""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.direct import direct
+from tests.fuseclient import FuseClient
+from vfsd._fuse import ffi, lib
+
+#: Records that fit in each arena, the header's slot included.
+RECORDS = 4096
+SECOND = 1_000_000_000
+#: Root of the machine, not of a user namespace that maps a few ids.
+REAL_ROOT = os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2] == str(2**32 - 1)
+
+
+class Served:
+    """One core and its arenas. `client` is a guest that has done INIT; `flags` are what it agreed to."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        core_flags: int = 0,
+        cache: int = lib.CORE_CACHE_AUTO,
+        session_flags: int = 0,
+        records: int = RECORDS,
+        door: Callable[[Any, Any], int] | None = None,
+        complete: Callable[[Any, int], None] | None = None,
+    ) -> None:
+        self.root = root
+        self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
+        self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+        self.inodes = mmap.mmap(-1, records * 64)
+        self.handles = mmap.mmap(-1, records * 32)
+        self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
+        self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
+        self.complete = ffi.callback("virtq_completion", complete) if complete else ffi.NULL
+        self.config = ffi.new(
+            "struct core_config *",
+            {
+                "root_fd": self.root_fd,
+                "proc_fd": self.proc_fd,
+                "flags": core_flags,
+                "cache": cache,
+                "entry_ns": SECOND + 5,
+                "attr_ns": 2 * SECOND + 7,
+                "door": self.door,
+                "complete": self.complete,
+                "session": self.session,
+                "inodes": ffi.from_buffer(self.inodes),
+                "handles": ffi.from_buffer(self.handles),
+                "inodes_size": len(self.inodes),
+                "handles_size": len(self.handles),
+            },
+        )
+        self.core = self.attach()
+        self.client = self.guest()
+
+    def attach(self) -> Any:
+        """A core on the arenas as they are. OSError when it refuses them."""
+        error = ffi.new("int *")
+        core = lib.core_new(self.config, error)
+        if core == ffi.NULL:
+            raise OSError(-error[0], os.strerror(-error[0]))
+        return core
+
+    def restart(self) -> None:
+        """What a worker's death leaves: the arenas and the descriptors, and a new core on them."""
+        lib.core_free(self.core)
+        self.core = self.attach()
+
+    def guest(self, **options: Any) -> FuseClient:
+        """A client; options as for `direct`. It follows a restart."""
+        return FuseClient(lambda request, room: direct(self.core, **options)(request, room))
+
+    def descriptors(self) -> set[int]:
+        fds = ffi.new("int32_t[]", 2 * RECORDS)
+        return set(fds[0 : lib.core_descriptors(self.config, fds, len(fds))])
+
+    def close(self) -> None:
+        lib.core_reset(self.core)
+        lib.core_free(self.core)
+        os.close(self.root_fd)
+        os.close(self.proc_fd)

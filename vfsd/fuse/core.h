@@ -1,0 +1,131 @@
+/* The FUSE core as Python sees it: the one header both sides read.
+ *
+ * Rule 1. One op, one body: a row of the table in serve.c has a function in C, or is served by Python's `OPS`.
+ * Rule 2. Everything that outlives a worker lies in the arenas below, as plain records: no pointers, no locks, a valid
+ *         mark written last and cleared first. What is loaded from them is checked: they are untrusted.
+ * Rule 3. Results are -errno. No threads are made here; no globals but thread-local scratch.
+ */
+#ifndef VFSD_FUSE_CORE_H
+#define VFSD_FUSE_CORE_H
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "newer.h"
+#include "virtq.h"
+
+struct core;
+
+/* What a mount negotiated: one record of an arena, written by INIT and DESTROY (vfsd/ops/session.py). */
+struct core_session {
+	uint32_t mounted;       /* stored last by INIT, cleared first by DESTROY */
+	uint32_t minor;         /* the smaller of the guest's and ours */
+	uint64_t flags;         /* agreed, flags2 << 32 | flags */
+	uint32_t max_write;     /* bytes */
+	uint32_t max_pages;
+};
+
+#define CORE_CACHE_NEVER 0
+#define CORE_CACHE_METADATA 1
+#define CORE_CACHE_AUTO 2
+#define CORE_CACHE_ALWAYS 3
+
+#define CORE_READONLY 1          /* every modifying op is answered EROFS */
+#define CORE_PRIVILEGED 2        /* may switch to the guest caller's identity */
+#define CORE_ALLOW_DIRECT_IO 4   /* pass O_DIRECT on to the host */
+#define CORE_PRESERVE_NOATIME 8  /* pass O_NOATIME on to the host */
+#define CORE_ANNOUNCE_SUBMOUNTS 16
+
+/* One request as the door shows it to Python. Guest memory is not in it: `arg` was copied, once. */
+struct fuse_request {
+	struct virtq_chain *chain;
+	struct fuse_in_header header;
+	const uint8_t *arg;     /* what follows the header: fixed arguments, names, values, extensions */
+	uint32_t arg_len;
+	uint32_t replay;        /* may have been served before, by a worker that died */
+	uint8_t *reply;         /* scratch for the reply without its header */
+	uint32_t reply_max;     /* bytes the guest has room for, at most the scratch */
+	uint32_t reserved;
+};
+
+/* Answers one request: length of the reply placed in request->reply, -errno, or VIRTQ_DEFERRED after which fuse_finish
+ * is owed. An op that runs as its caller (MKNOD, MKDIR, SYMLINK, TMPFILE) does so on this thread only: it is not
+ * deferred. */
+typedef int64_t (*fuse_door_function)(struct core *core, struct fuse_request *request);
+
+/* virtq_complete, handed over as a pointer: it lives in the other extension. */
+typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
+
+struct core_config {
+	int32_t root_fd;        /* O_PATH of the shared directory */
+	int32_t proc_fd;        /* this process's /proc/self/fd */
+	uint32_t flags;         /* CORE_* */
+	uint32_t cache;         /* CORE_CACHE_* */
+	uint64_t entry_ns;      /* validity the guest is told, nanoseconds */
+	uint64_t attr_ns;
+	fuse_door_function door;
+	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
+	struct core_session *session;
+	void *inodes;           /* arenas */
+	void *handles;
+	uint64_t inodes_size;   /* bytes */
+	uint64_t handles_size;
+};
+
+/* Attaches to the arenas: a zeroed one is formatted and gets the root inode, another is validated and its indexes are
+ * rebuilt; a record that makes no sense is dropped. NULL with *error = -errno. */
+struct core *core_new(const struct core_config *config, int *error);
+void core_free(struct core *core);
+/* Forgets every handle and every inode but the root, closing their descriptors: DESTROY, or the front-end left. */
+void core_reset(struct core *core);
+
+/* The virtq_handler: serves one chain. `core` is a struct core. */
+int64_t fuse_serve(void *core, struct virtq_chain *chain);
+/* Finishes a deferred request: `result` is a reply's length in bytes, or -errno. Completes the chain. */
+void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result);
+
+/* The table: opcodes with a row, and whether C serves them; name NULL where there is no row. */
+const char *fuse_row_name(uint32_t opcode);
+int fuse_row_in_c(uint32_t opcode);
+
+/* Pins an inode (handle): its descriptor stays open until the matching put. Returns the descriptor, -ESTALE (-EBADF).
+ * Inode descriptors are O_PATH; *mode, if not NULL, gets the file type bits. */
+int inode_get(struct core *core, uint64_t nodeid, uint32_t *mode);
+void inode_put(struct core *core, uint64_t nodeid);
+/* Takes back what an entry gave the guest, as FORGET does: for a reply that is not sent after all. */
+void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup);
+int handle_get(struct core *core, uint64_t fh);
+void handle_put(struct core *core, uint64_t fh);
+/* Records an open descriptor, which the table then owns, as a handle of `nodeid`. 0 or -errno (fd left alone). */
+int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh);
+
+/* Opens an inode anew through /proc/self/fd. Flags are a guest's, made safe as OPEN does. fd or -errno. */
+int inode_open(struct core *core, uint64_t nodeid, uint32_t flags);
+
+/* What LOOKUP answers, nlookup raised: by name in a directory, or for a descriptor (TMPFILE). 0 or -errno. */
+int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out);
+int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out);
+/* What GETATTR answers. fh ~0: none. */
+int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
+/* The FOPEN_* flags of an open reply for this cache mode. */
+uint32_t open_reply_flags(struct core *core, uint32_t flags);
+
+/* FSETID of the calling thread: dropped around a modification that must strip suid and sgid. */
+int cred_drop_fsetid(void);
+void cred_restore_fsetid(int dropped);
+
+/* Counts, the root inode's included; and every descriptor the arenas record (not the root's, which is the
+ * configuration's): fills `fds` up to `max` and returns how many there are. */
+uint64_t core_inode_count(struct core *core);
+uint64_t core_handle_count(struct core *core);
+uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64_t max);
+
+/* System calls Python's os module lacks; 0 or a length, or -errno. */
+int sys_renameat2(int olddir, const char *oldname, int newdir, const char *newname, uint32_t flags);
+int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+int sys_syncfs(int fd);
+int sys_statx(int fd, uint32_t flags, uint32_t mask, struct wire_statx *out);
+/* Times of an inode by any descriptor, O_PATH too (utimensat, AT_EMPTY_PATH). nsec may be UTIME_NOW or UTIME_OMIT. */
+int sys_utimens(int fd, int64_t atime, uint32_t atimensec, int64_t mtime, uint32_t mtimensec);
+
+#endif

@@ -1,0 +1,174 @@
+/* The identity of the calling thread. Only this file changes one.
+ *
+ * Rule 1. Raw system calls: libc's wrappers change every thread of the process.
+ * Rule 2. setresuid, not setfsuid: it reports errors, and it drops every effective capability, where setfsuid leaves
+ *         those that are not about files (CAP_SYS_RESOURCE would let a guest's user pass the host's quota). The saved
+ *         ids stay 0, so the way back is open; on it the kernel copies the permitted set to the effective one again
+ *         (capabilities(7), "Effect of user ID changes on capabilities"). Both clear PDEATHSIG and the dumpable flag.
+ * Rule 3. Group before user on the way in: without CAP_SETGID no group can be changed. The reverse on the way out.
+ * Rule 4. A thread that cannot get its identity back ends the process: to go on as somebody else is worse.
+ *
+ * The worker drops its own supplementary groups before it lends a thread, and runs as 0:0 of its user namespace
+ * wherever CORE_PRIVILEGED is set. Its umask is 0: the guest applies its own.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <linux/capability.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* As many as a request may bring; Linux sends one (fs/fuse/dir.c, get_create_supp_group). */
+#define GROUPS_MAX 32
+#define INVALID_ID UINT32_MAX
+
+static int change(long number, long a, long b, long c)
+{
+	return syscall(number, a, b, c) < 0 ? -errno : 0;
+}
+
+static void restore(long number, long a, long b, long c)
+{
+	if (change(number, a, b, c) < 0)
+		abort();
+}
+
+struct capabilities {
+	struct __user_cap_header_struct header;
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+};
+
+static void capabilities_read(struct capabilities *caps)
+{
+	*caps = (struct capabilities){.header = {.version = _LINUX_CAPABILITY_VERSION_3}};
+	restore(SYS_capget, (long)&caps->header, (long)caps->data, 0);
+}
+
+struct groups {
+	uint32_t count;
+	uint32_t ids[GROUPS_MAX];
+};
+
+/* One extension of `size` bytes, header included. Others than the groups are for somebody else. */
+static int extension_read(const uint8_t *at, uint32_t size, uint32_t type, struct groups *groups)
+{
+	uint32_t count;
+
+	if (type != EXT_GROUPS)
+		return 0;
+	if (size < sizeof(struct fuse_ext_header) + sizeof(count))
+		return -EINVAL;
+	at += sizeof(struct fuse_ext_header);
+	size -= sizeof(struct fuse_ext_header) + sizeof(count);
+	memcpy(&count, at, sizeof(count));
+	if (count > GROUPS_MAX || count * sizeof(uint32_t) > size)
+		return -EINVAL;
+	memcpy(groups->ids, at + sizeof(count), count * sizeof(uint32_t));
+	groups->count = count;
+	return 0;
+}
+
+/* The supplementary groups a request brings in its extensions, which are its last bytes. -EINVAL when malformed. */
+static int groups_read(const struct fuse_request *request, struct groups *groups)
+{
+	uint32_t left = (uint32_t)request->header.total_extlen * 8;
+	const uint8_t *at;
+	int error = 0;
+
+	groups->count = 0;
+	if (left > request->arg_len)
+		return -EINVAL;
+	/* What follows a name has no alignment. */
+	for (at = request->arg + request->arg_len - left; left && error == 0;) {
+		struct fuse_ext_header header;
+
+		memcpy(&header, at, sizeof(header));
+		if (header.size < sizeof(header) || header.size % 8 || header.size > left)
+			return -EINVAL;
+		error = extension_read(at, header.size, header.type, groups);
+		at += header.size;
+		left -= header.size;
+	}
+	return error;
+}
+
+/* A guest that cannot name the caller's groups (before Linux 6.3) has checked the access itself: let its word stand. */
+static void keep_dac_override(void)
+{
+	struct capabilities caps;
+	uint32_t bit = 1U << CAP_DAC_OVERRIDE;
+
+	capabilities_read(&caps);
+	caps.data[0].effective |= caps.data[0].permitted & bit;
+	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+}
+
+int cred_enter(struct core *core, const struct fuse_request *request, struct cred *cred)
+{
+	bool extension = negotiated(core, FUSE_CREATE_SUPP_GROUP);
+	uint32_t uid = request->header.uid, gid = request->header.gid;
+	struct groups groups = {0};
+	int error = 0;
+
+	*cred = (struct cred){0};
+	if (extension && (error = groups_read(request, &groups)) < 0)
+		return error;
+	/* -1 means "leave as it is" to the kernel, and "nobody" to a guest with FUSE_ALLOW_IDMAP. */
+	if (uid == INVALID_ID || gid == INVALID_ID)
+		return -EINVAL;
+	if (!(core->config.flags & CORE_PRIVILEGED))
+		return 0;
+	if (groups.count && uid) {
+		error = change(SYS_setgroups, groups.count, (long)groups.ids, 0);
+		cred->groups = error == 0;
+	}
+	if (error == 0 && gid) {
+		error = change(SYS_setresgid, -1, gid, -1);
+		cred->gid = error == 0;
+	}
+	if (error == 0 && uid) {
+		error = change(SYS_setresuid, -1, uid, -1);
+		cred->uid = error == 0;
+	}
+	if (error < 0)
+		cred_leave(cred);
+	else if (cred->uid && !extension)
+		keep_dac_override();
+	return error;
+}
+
+void cred_leave(const struct cred *cred)
+{
+	if (cred->uid)
+		restore(SYS_setresuid, -1, 0, -1);
+	if (cred->gid)
+		restore(SYS_setresgid, -1, 0, -1);
+	if (cred->groups)
+		restore(SYS_setgroups, 0, 0, 0);
+}
+
+int cred_drop_fsetid(void)
+{
+	struct capabilities caps;
+	uint32_t bit = 1U << CAP_FSETID;
+
+	capabilities_read(&caps);
+	if (!(caps.data[0].effective & bit))
+		return 0;
+	caps.data[0].effective &= ~bit;
+	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+	return 1;
+}
+
+void cred_restore_fsetid(int dropped)
+{
+	struct capabilities caps;
+
+	if (!dropped)
+		return;
+	capabilities_read(&caps);
+	caps.data[0].effective |= 1U << CAP_FSETID;
+	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+}

@@ -1,0 +1,132 @@
+/* What the files of the core share among themselves. Included first: it asks libc for statx, preadv2 and the like. */
+#ifndef VFSD_FUSE_INTERNAL_H
+#define VFSD_FUSE_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "core.h"
+#include "slots.h"
+
+/* Bytes. A request is at most a SETXATTR: 64 KiB of value (XATTR_SIZE_MAX), its name, and extensions. A reply in
+ * scratch is at most a 64 KiB xattr, or as much of a directory as is worth one request. READ and WRITE use neither. */
+#define REQUEST_MAX (128 << 10)
+#define REPLY_MAX (128 << 10)
+#define DIRENTS_MAX (64 << 10)
+
+/* Directories whose position can be used at the same time. */
+#define POSITION_LOCKS 64
+
+struct scratch {
+	uint64_t request[REQUEST_MAX / 8];
+	uint64_t reply[REPLY_MAX / 8];
+	uint64_t dirents[DIRENTS_MAX / 8];
+	struct iovec iov[VIRTQ_MAX_CHAIN];
+};
+
+/* The calling thread's scratch, mapped at its first request and kept: a ring's threads live as long as their process.
+ * NULL when out of memory. */
+struct scratch *scratch_get(void);
+
+struct core {
+	struct core_config config;
+	struct slots inodes;
+	struct slots handles;
+	uint32_t *buckets;       /* first slot of each chain, 0: empty; under the inode table's lock */
+	uint32_t bucket_mask;
+	uint64_t hash_seed;
+	pthread_mutex_t position[POSITION_LOCKS];
+};
+
+typedef int64_t (*op_function)(struct core *core, struct fuse_request *request);
+
+static inline bool negotiated(const struct core *core, uint64_t flag)
+{
+	return (core->config.session->flags & flag) != 0;
+}
+
+/* iov.c: over the bytes [offset, offset + len) of an array of buffers. Each returns what it found there. */
+uint64_t iov_gather(const struct iovec *iov, uint32_t count, uint64_t offset, void *to, uint64_t len);
+uint64_t iov_scatter(const struct iovec *iov, uint32_t count, uint64_t offset, const void *from, uint64_t len);
+/* The same bytes as an array of at most `max` non-empty buffers; *parts is their number. */
+uint64_t iov_split(const struct iovec *iov, uint32_t count, uint64_t offset, uint64_t len, struct iovec *to,
+		   uint32_t max, uint32_t *parts);
+
+/* What tells one host inode from another. The birth time is 0 where the file system keeps none. */
+struct inode_key {
+	uint64_t dev;
+	uint64_t ino;
+	uint64_t mnt_id;
+	int64_t btime; /* ns */
+	uint32_t type; /* S_IFMT bits */
+};
+
+/* core.c: the descriptors found in arenas no worker runs on. */
+struct collection;
+void collect_fd(struct collection *to, int fd);
+void inode_descriptors(const struct core_config *config, struct collection *to);
+void handle_descriptors(const struct core_config *config, struct collection *to);
+
+/* inode.c */
+int inode_table_open(struct core *core);
+void inode_table_close(struct core *core);
+void inode_table_reset(struct core *core);
+/* inode_get which also tells the key. */
+int inode_get_key(struct core *core, uint64_t nodeid, struct inode_key *key);
+/* The nodeid of a key, nlookup raised; 0 when unknown. */
+uint64_t inode_find(struct core *core, const struct inode_key *key);
+/* The same for a key whose O_PATH descriptor is given away with the call, whatever it returns. 0 or -errno. */
+int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *nodeid);
+
+/* handle.c */
+int handle_table_open(struct core *core);
+void handle_table_close(struct core *core);
+void handle_table_reset(struct core *core);
+/* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
+int handle_release(struct core *core, uint64_t fh);
+
+/* ops_entry.c: what a descriptor stands for, never what a name does. 0 or -errno. */
+int stat_fd(int fd, struct statx *stat);
+void key_of(const struct statx *stat, struct inode_key *key);
+/* What LOOKUP answers, in a directory that is pinned and whose key tells where a submount begins. 0 or -errno. */
+int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out);
+void fill_attr(const struct statx *stat, struct fuse_attr *attr);
+
+/* ops_file.c */
+/* The flags of a host open for a guest's flags: only what is safe and allowed here. */
+uint32_t host_flags(const struct core *core, uint32_t flags);
+/* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
+int reopen(const struct core *core, int fd, uint32_t flags);
+
+/* cred.c */
+struct cred {
+	bool groups;
+	bool gid;
+	bool uid;
+};
+/* Takes the identity of the caller of `request`, for the calling thread only. 0, or -errno with nothing changed. */
+int cred_enter(struct core *core, const struct fuse_request *request, struct cred *cred);
+/* Gives it back, or ends the process: to go on as somebody else is worse. */
+void cred_leave(const struct cred *cred);
+
+/* The ops, named after their opcodes. Each returns the length of its reply or -errno. */
+int64_t op_lookup(struct core *core, struct fuse_request *request);
+int64_t op_forget(struct core *core, struct fuse_request *request);
+int64_t op_batch_forget(struct core *core, struct fuse_request *request);
+int64_t op_getattr(struct core *core, struct fuse_request *request);
+int64_t op_open(struct core *core, struct fuse_request *request);
+int64_t op_create(struct core *core, struct fuse_request *request);
+int64_t op_read(struct core *core, struct fuse_request *request);
+int64_t op_write(struct core *core, struct fuse_request *request);
+int64_t op_flush(struct core *core, struct fuse_request *request);
+int64_t op_release(struct core *core, struct fuse_request *request);
+int64_t op_opendir(struct core *core, struct fuse_request *request);
+int64_t op_readdir(struct core *core, struct fuse_request *request);
+int64_t op_readdirplus(struct core *core, struct fuse_request *request);
+int64_t op_releasedir(struct core *core, struct fuse_request *request);
+
+#endif

@@ -1,0 +1,218 @@
+/* LOOKUP, FORGET, BATCH_FORGET, GETATTR, and what every op that answers with an entry is built on. */
+#include "internal.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
+#define NSEC_PER_SEC 1000000000
+
+int stat_fd(int fd, struct statx *stat)
+{
+	return statx(fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STAT_MASK, stat) < 0 ? -errno : 0;
+}
+
+/* Neither this nor the O_PATH open of entry_new follows a symlink or sets off an automount. */
+static int stat_name(int dir_fd, const char *name, struct statx *stat)
+{
+	return statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STAT_MASK, stat) < 0 ? -errno : 0;
+}
+
+void key_of(const struct statx *stat, struct inode_key *key)
+{
+	*key = (struct inode_key){
+		.dev = (uint64_t)stat->stx_dev_major << 32 | stat->stx_dev_minor,
+		.ino = stat->stx_ino,
+		.mnt_id = stat->stx_mask & STATX_MNT_ID ? stat->stx_mnt_id : 0,
+		.type = stat->stx_mode & S_IFMT,
+	};
+	if (stat->stx_mask & STATX_BTIME)
+		key->btime = stat->stx_btime.tv_sec * NSEC_PER_SEC + stat->stx_btime.tv_nsec;
+}
+
+/* The 32-bit form of a device number that FUSE carries (include/linux/kdev_t.h, new_encode_dev). */
+static uint32_t encode_dev(uint32_t major, uint32_t minor)
+{
+	return (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
+}
+
+void fill_attr(const struct statx *stat, struct fuse_attr *attr)
+{
+	*attr = (struct fuse_attr){
+		.ino = stat->stx_ino,
+		.size = stat->stx_size,
+		.blocks = stat->stx_blocks,
+		.atime = stat->stx_atime.tv_sec,
+		.mtime = stat->stx_mtime.tv_sec,
+		.ctime = stat->stx_ctime.tv_sec,
+		.atimensec = stat->stx_atime.tv_nsec,
+		.mtimensec = stat->stx_mtime.tv_nsec,
+		.ctimensec = stat->stx_ctime.tv_nsec,
+		.mode = stat->stx_mode,
+		.nlink = stat->stx_nlink,
+		.uid = stat->stx_uid,
+		.gid = stat->stx_gid,
+		.rdev = encode_dev(stat->stx_rdev_major, stat->stx_rdev_minor),
+		.blksize = stat->stx_blksize,
+	};
+}
+
+/* A directory on another mount than its parent, if the guest is to know (fs/fuse/dir.c, fuse_dentry_automount). */
+static bool is_submount(const struct core *core, const struct inode_key *dir, const struct inode_key *key)
+{
+	return (core->config.flags & CORE_ANNOUNCE_SUBMOUNTS) && negotiated(core, FUSE_SUBMOUNTS) && dir &&
+	       key->type == S_IFDIR && (key->mnt_id != dir->mnt_id || key->dev != dir->dev);
+}
+
+static void fill_entry(const struct core *core, uint64_t nodeid, const struct inode_key *dir,
+		       const struct statx *stat, struct fuse_entry_out *out)
+{
+	struct inode_key key;
+
+	*out = (struct fuse_entry_out){
+		.nodeid = nodeid, /* never used twice, so its FUSE generation can stay 0 */
+		.entry_valid = core->config.entry_ns / NSEC_PER_SEC,
+		.entry_valid_nsec = core->config.entry_ns % NSEC_PER_SEC,
+		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
+		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
+	};
+	fill_attr(stat, &out->attr);
+	key_of(stat, &key);
+	if (is_submount(core, dir, &key))
+		out->attr.flags |= FUSE_ATTR_SUBMOUNT;
+}
+
+/* The entry of an O_PATH descriptor, which is given away. The host may have renamed since the name was looked at: what
+ * is answered is what the descriptor stands for. */
+static int entry_new(struct core *core, const struct inode_key *dir, int fd, struct fuse_entry_out *out)
+{
+	struct inode_key key;
+	struct statx stat;
+	uint64_t nodeid;
+	int error;
+
+	error = stat_fd(fd, &stat);
+	if (error < 0) {
+		close(fd);
+		return error;
+	}
+	key_of(&stat, &key);
+	error = inode_add(core, &key, fd, &nodeid);
+	if (error == 0)
+		fill_entry(core, nodeid, dir, &stat, out);
+	return error;
+}
+
+int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out)
+{
+	struct inode_key key;
+	struct statx stat;
+	uint64_t nodeid;
+	int fd, error;
+
+	error = stat_name(dir_fd, name, &stat);
+	if (error < 0)
+		return error;
+	key_of(&stat, &key);
+	nodeid = inode_find(core, &key);
+	if (nodeid) {
+		fill_entry(core, nodeid, dir, &stat, out);
+		return 0;
+	}
+	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : entry_new(core, dir, fd, out);
+}
+
+int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out)
+{
+	struct inode_key dir;
+	int dir_fd = inode_get_key(core, parent, &dir);
+	int error;
+
+	if (dir_fd < 0)
+		return dir_fd;
+	error = entry_at(core, dir_fd, &dir, name, out);
+	inode_put(core, parent);
+	return error;
+}
+
+int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
+{
+	struct inode_key key;
+	struct statx stat;
+	uint64_t nodeid;
+	int path_fd, error;
+
+	error = stat_fd(fd, &stat);
+	if (error < 0)
+		return error;
+	key_of(&stat, &key);
+	nodeid = inode_find(core, &key);
+	if (nodeid) {
+		fill_entry(core, nodeid, NULL, &stat, out);
+		return 0;
+	}
+	path_fd = reopen(core, fd, O_PATH);
+	return path_fd < 0 ? path_fd : entry_new(core, NULL, path_fd, out);
+}
+
+int64_t op_lookup(struct core *core, struct fuse_request *request)
+{
+	int error = entry_lookup(core, request->header.nodeid, (const char *)request->arg,
+				 (struct fuse_entry_out *)request->reply);
+
+	return error < 0 ? error : (int64_t)sizeof(struct fuse_entry_out);
+}
+
+int64_t op_forget(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_forget_in *in = (const void *)request->arg;
+
+	inode_forget(core, request->header.nodeid, in->nlookup);
+	return 0;
+}
+
+int64_t op_batch_forget(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_batch_forget_in *in = (const void *)request->arg;
+	const struct fuse_forget_one *one = (const void *)(in + 1);
+	uint32_t room = (request->arg_len - sizeof(*in)) / sizeof(*one);
+	uint32_t i;
+
+	for (i = 0; i < in->count && i < room; i++)
+		inode_forget(core, one[i].nodeid, one[i].nlookup);
+	return 0;
+}
+
+int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out)
+{
+	bool by_handle = fh != UINT64_MAX;
+	int fd = by_handle ? handle_get(core, fh) : inode_get(core, nodeid, NULL);
+	struct statx stat;
+	int error;
+
+	if (fd < 0)
+		return fd;
+	error = stat_fd(fd, &stat);
+	if (by_handle)
+		handle_put(core, fh);
+	else
+		inode_put(core, nodeid);
+	if (error < 0)
+		return error;
+	*out = (struct fuse_attr_out){
+		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
+		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
+	};
+	fill_attr(&stat, &out->attr);
+	return 0;
+}
+
+int64_t op_getattr(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_getattr_in *in = (const void *)request->arg;
+	uint64_t fh = in->getattr_flags & FUSE_GETATTR_FH ? in->fh : UINT64_MAX;
+	int error = attr_get(core, request->header.nodeid, fh, (struct fuse_attr_out *)request->reply);
+
+	return error < 0 ? error : (int64_t)sizeof(struct fuse_attr_out);
+}

@@ -1,0 +1,280 @@
+/* OPEN, CREATE, READ, WRITE, FLUSH, RELEASE.
+ *
+ * Rule 1. Only regular files and directories are opened here. The guest's kernel opens FIFOs, sockets and devices
+ *         itself, and to open one on the host may wait for ever or set something off.
+ * Rule 2. File data moves between the host's page cache and the guest's buffers by one system call: no copy of ours.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+/* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
+#define TRANSFER_MAX 0x7ffff000
+
+static bool writes(uint32_t flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC);
+}
+
+uint32_t host_flags(const struct core *core, uint32_t flags)
+{
+	uint32_t allowed = O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_NONBLOCK | O_DIRECTORY;
+
+	if (core->config.flags & CORE_ALLOW_DIRECT_IO)
+		allowed |= O_DIRECT;
+	if (core->config.flags & CORE_PRESERVE_NOATIME)
+		allowed |= O_NOATIME;
+	/* The guest's page cache reads what it writes part of, and knows itself where the end is. */
+	if (negotiated(core, FUSE_WRITEBACK_CACHE)) {
+		allowed &= ~O_APPEND;
+		if ((flags & O_ACCMODE) == O_WRONLY)
+			flags = (flags & ~O_ACCMODE) | O_RDWR;
+	}
+	return (flags & allowed) | O_CLOEXEC;
+}
+
+int reopen(const struct core *core, int fd, uint32_t flags)
+{
+	char name[16];
+	int opened;
+
+	snprintf(name, sizeof(name), "%d", fd);
+	opened = openat(core->config.proc_fd, name, flags | O_CLOEXEC);
+	return opened < 0 ? -errno : opened;
+}
+
+static int check_type(uint32_t type, uint32_t flags)
+{
+	if ((flags & O_DIRECTORY) && type != S_IFDIR)
+		return -ENOTDIR;
+	if (type == S_IFLNK)
+		return -ELOOP;
+	return type == S_IFREG || type == S_IFDIR ? 0 : -ENXIO;
+}
+
+int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
+{
+	uint32_t type;
+	int fd, opened;
+
+	if ((core->config.flags & CORE_READONLY) && writes(flags))
+		return -EROFS;
+	fd = inode_get(core, nodeid, &type);
+	if (fd < 0)
+		return fd;
+	opened = check_type(type, flags);
+	if (opened == 0)
+		opened = reopen(core, fd, host_flags(core, flags));
+	inode_put(core, nodeid);
+	return opened;
+}
+
+uint32_t open_reply_flags(struct core *core, uint32_t flags)
+{
+	bool directory = flags & O_DIRECTORY;
+
+	switch (core->config.cache) {
+	case CORE_CACHE_NEVER:
+		return directory ? 0 : FOPEN_DIRECT_IO;
+	case CORE_CACHE_METADATA:
+		return directory ? FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR : FOPEN_DIRECT_IO;
+	case CORE_CACHE_ALWAYS:
+		return directory ? FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR : FOPEN_KEEP_CACHE;
+	default:
+		return 0;
+	}
+}
+
+int64_t op_open(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_open_in *in = (const void *)request->arg;
+	struct fuse_open_out *out = (void *)request->reply;
+	uint32_t flags = in->flags & ~(uint32_t)O_DIRECTORY;
+	int dropped = 0, fd, error;
+
+	if ((in->open_flags & FUSE_OPEN_KILL_SUIDGID) && (flags & O_TRUNC))
+		dropped = cred_drop_fsetid();
+	fd = inode_open(core, request->header.nodeid, flags);
+	cred_restore_fsetid(dropped);
+	if (fd < 0)
+		return fd;
+	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, flags)};
+	error = handle_add(core, request->header.nodeid, fd, &out->fh);
+	if (error < 0)
+		close(fd);
+	return error < 0 ? error : (int64_t)sizeof(*out);
+}
+
+/* The file a CREATE found in its way. It is looked at before it is opened: rule 1. */
+static int open_existing(struct core *core, int dir_fd, const char *name, uint32_t flags)
+{
+	int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct statx stat;
+	int opened;
+
+	if (fd < 0)
+		return -errno;
+	opened = stat_fd(fd, &stat);
+	if (opened == 0 && (stat.stx_mode & S_IFMT) == S_IFDIR)
+		opened = -EISDIR;
+	if (opened == 0)
+		opened = check_type(stat.stx_mode & S_IFMT, flags);
+	if (opened == 0)
+		opened = reopen(core, fd, flags);
+	close(fd);
+	return opened;
+}
+
+static int create_or_open(struct core *core, int dir_fd, const char *name, const struct fuse_create_in *in,
+			  bool replay)
+{
+	uint32_t flags = host_flags(core, in->flags & ~(uint32_t)O_DIRECTORY);
+	/* A file the worker before us made for this very request is the one that was asked for. */
+	bool exclusive = (in->flags & O_EXCL) && !replay;
+	int fd, attempt;
+
+	/* Between the two opens the host may remove the name; not for ever. */
+	for (attempt = 0; attempt < 8; attempt++) {
+		fd = openat(dir_fd, name, (flags & ~(uint32_t)O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW,
+			    in->mode & 07777);
+		if (fd >= 0)
+			return fd;
+		if (errno != EEXIST || exclusive)
+			return -errno;
+		fd = open_existing(core, dir_fd, name, flags);
+		if (fd != -ENOENT)
+			return fd;
+	}
+	return -ENOENT;
+}
+
+int64_t op_create(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_create_in *in = (const void *)request->arg;
+	const char *name = (const char *)(in + 1);
+	struct fuse_entry_out *entry = (void *)request->reply;
+	struct fuse_open_out *open = (void *)(entry + 1);
+	int dir_fd = inode_get(core, request->header.nodeid, NULL);
+	int dropped = 0, fd, error;
+
+	if (dir_fd < 0)
+		return dir_fd;
+	if ((in->open_flags & FUSE_OPEN_KILL_SUIDGID) && (in->flags & O_TRUNC))
+		dropped = cred_drop_fsetid();
+	fd = create_or_open(core, dir_fd, name, in, request->replay);
+	cred_restore_fsetid(dropped);
+	inode_put(core, request->header.nodeid);
+	if (fd < 0)
+		return fd;
+	error = entry_from_fd(core, fd, entry);
+	if (error < 0) {
+		close(fd);
+		return error;
+	}
+	*open = (struct fuse_open_out){.open_flags = open_reply_flags(core, in->flags & ~(uint32_t)O_DIRECTORY)};
+	error = handle_add(core, entry->nodeid, fd, &open->fh);
+	if (error < 0) {
+		close(fd);
+		inode_forget(core, entry->nodeid, 1);
+		return error;
+	}
+	return sizeof(*entry) + sizeof(*open);
+}
+
+/* Moves [skip, skip + size) of the buffers from or to the file at `offset`. Goes on after a short transfer until the
+ * end of the file or an error: a short READ tells the guest where the file ends (fs/fuse/file.c, fuse_short_read). */
+static int64_t transfer(int fd, bool write, const struct iovec *iov, uint32_t count, uint64_t skip, uint64_t offset,
+			uint64_t size)
+{
+	struct scratch *scratch = scratch_get();
+	uint64_t done = 0;
+
+	/* To preadv2 -1 is the descriptor's own position. */
+	if (offset > INT64_MAX)
+		return -EINVAL;
+	if (size > TRANSFER_MAX)
+		size = TRANSFER_MAX;
+	while (done < size) {
+		uint32_t parts;
+		ssize_t n;
+
+		if (!iov_split(iov, count, skip + done, size - done, scratch->iov, VIRTQ_MAX_CHAIN, &parts))
+			break;
+		n = write ? pwritev2(fd, scratch->iov, parts, offset + done, 0)
+			  : preadv2(fd, scratch->iov, parts, offset + done, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			/* What was written is written; half a read is not the half before the end of the file. */
+			return write && done ? (int64_t)done : -errno;
+		if (n == 0)
+			break;
+		done += n;
+	}
+	return done;
+}
+
+int64_t op_read(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_read_in *in = (const void *)request->arg;
+	const struct virtq_chain *chain = request->chain;
+	uint64_t room = chain->out_len - sizeof(struct fuse_out_header);
+	int fd = handle_get(core, in->fh);
+	int64_t result;
+
+	if (fd < 0)
+		return fd;
+	result = transfer(fd, false, chain->out, chain->out_count, sizeof(struct fuse_out_header), in->offset,
+			  in->size < room ? in->size : room);
+	handle_put(core, in->fh);
+	return result;
+}
+
+int64_t op_write(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_write_in *in = (const void *)request->arg;
+	const struct virtq_chain *chain = request->chain;
+	uint64_t skip = sizeof(struct fuse_in_header) + sizeof(*in);
+	struct fuse_write_out *out = (void *)request->reply;
+	int dropped = 0, fd;
+	int64_t result;
+
+	if (in->size > request->header.len - skip)
+		return -EINVAL;
+	fd = handle_get(core, in->fh);
+	if (fd < 0)
+		return fd;
+	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
+		dropped = cred_drop_fsetid();
+	result = transfer(fd, true, chain->in, chain->in_count, skip, in->offset, in->size);
+	cred_restore_fsetid(dropped);
+	handle_put(core, in->fh);
+	if (result < 0)
+		return result;
+	*out = (struct fuse_write_out){.size = result};
+	return sizeof(*out);
+}
+
+/* What close(2) would report: some file systems tell of a failed write only there. */
+int64_t op_flush(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_flush_in *in = (const void *)request->arg;
+	int fd = handle_get(core, in->fh);
+	int copy, error;
+
+	if (fd < 0)
+		return fd;
+	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	error = copy < 0 || close(copy) < 0 ? -errno : 0;
+	handle_put(core, in->fh);
+	return error;
+}
+
+int64_t op_release(struct core *core, struct fuse_request *request)
+{
+	const struct fuse_release_in *in = (const void *)request->arg;
+
+	return handle_release(core, in->fh);
+}

@@ -1,0 +1,278 @@
+/* The table of every op we support, and the one function that reads a request, checks it against its row and answers.
+ *
+ * Rule 1. What the guest can change is read once: header and arguments into scratch, where the checks are made and the
+ *         ops look. Only a WRITE's payload stays where it is.
+ * Rule 2. No row, no op: ENOSYS. A row without a function is Python's, behind the door.
+ * Rule 3. An op that takes its caller's identity takes it here and gives it back here.
+ * Rule 4. A reply is whole or it is an error: never cut to the guest's room.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define MODIFIES 1   /* EROFS where the share is read-only */
+#define AS_CALLER 2  /* served with the caller's uid and gid */
+#define NO_REPLY 4   /* the guest expects none, not even of an error */
+#define PAYLOAD 8    /* what follows the fixed arguments stays in guest memory */
+#define IN_PLACE 16  /* the op puts its reply where it belongs */
+#define UNMOUNTED 32 /* allowed before INIT */
+
+struct row {
+	const char *name;
+	uint8_t fixed;   /* least bytes of fixed arguments */
+	uint8_t reply;   /* least room for the reply, its header apart */
+	uint8_t names;   /* path components that follow the fixed arguments */
+	uint8_t strings; /* other strings that follow those */
+	uint8_t flags;
+	op_function serve;
+};
+
+#define ENTRY sizeof(struct fuse_entry_out)
+#define ATTR sizeof(struct fuse_attr_out)
+#define ARG(type) sizeof(struct fuse_##type##_in)
+#define OUT(type) sizeof(struct fuse_##type##_out)
+#define ROW(opcode, ...) [FUSE_##opcode] = {#opcode, __VA_ARGS__}
+
+static const struct row rows[] = {
+	/* opcode            fixed arguments       reply           names, strings, flags          function */
+	ROW(LOOKUP,          0,                    ENTRY,             1, 0, 0,                    op_lookup),
+	ROW(FORGET,          ARG(forget),          0,                 0, 0, NO_REPLY,             op_forget),
+	ROW(GETATTR,         ARG(getattr),         ATTR,              0, 0, 0,                    op_getattr),
+	ROW(SETATTR,         ARG(setattr),         ATTR,              0, 0, MODIFIES,             NULL),
+	ROW(READLINK,        0,                    0,                 0, 0, 0,                    NULL),
+	ROW(SYMLINK,         0,                    ENTRY,             1, 1, MODIFIES | AS_CALLER, NULL),
+	ROW(MKNOD,           ARG(mknod),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL),
+	ROW(MKDIR,           ARG(mkdir),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL),
+	ROW(UNLINK,          0,                    0,                 1, 0, MODIFIES,             NULL),
+	ROW(RMDIR,           0,                    0,                 1, 0, MODIFIES,             NULL),
+	ROW(RENAME,          ARG(rename),          0,                 2, 0, MODIFIES,             NULL),
+	ROW(LINK,            ARG(link),            ENTRY,             1, 0, MODIFIES,             NULL),
+	ROW(OPEN,            ARG(open),            OUT(open),         0, 0, 0,                    op_open),
+	ROW(READ,            ARG(read),            0,                 0, 0, IN_PLACE,             op_read),
+	ROW(WRITE,           ARG(write),           OUT(write),        0, 0, MODIFIES | PAYLOAD,   op_write),
+	ROW(STATFS,          0,                    OUT(statfs),       0, 0, 0,                    NULL),
+	ROW(RELEASE,         ARG(release),         0,                 0, 0, 0,                    op_release),
+	ROW(FSYNC,           ARG(fsync),           0,                 0, 0, 0,                    NULL),
+	ROW(SETXATTR,        ARG(setxattr),        0,                 0, 1, MODIFIES,             NULL),
+	ROW(GETXATTR,        ARG(getxattr),        0,                 0, 1, 0,                    NULL),
+	ROW(LISTXATTR,       ARG(getxattr),        0,                 0, 0, 0,                    NULL),
+	ROW(REMOVEXATTR,     0,                    0,                 0, 1, MODIFIES,             NULL),
+	ROW(FLUSH,           ARG(flush),           0,                 0, 0, 0,                    op_flush),
+	/* Guests before 7.36 send no more than four words. */
+	ROW(INIT,            16,                   OUT(init),         0, 0, UNMOUNTED,            NULL),
+	ROW(OPENDIR,         ARG(open),            OUT(open),         0, 0, 0,                    op_opendir),
+	ROW(READDIR,         ARG(read),            0,                 0, 0, 0,                    op_readdir),
+	ROW(RELEASEDIR,      ARG(release),         0,                 0, 0, 0,                    op_releasedir),
+	ROW(FSYNCDIR,        ARG(fsync),           0,                 0, 0, 0,                    NULL),
+	ROW(ACCESS,          ARG(access),          0,                 0, 0, 0,                    NULL),
+	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create),
+	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
+	ROW(BATCH_FORGET,    ARG(batch_forget),    0,                 0, 0, NO_REPLY,             op_batch_forget),
+	ROW(FALLOCATE,       ARG(fallocate),       0,                 0, 0, MODIFIES,             NULL),
+	ROW(READDIRPLUS,     ARG(read),            0,                 0, 0, 0,                    op_readdirplus),
+	ROW(RENAME2,         ARG(rename2),         0,                 2, 0, MODIFIES,             NULL),
+	ROW(LSEEK,           ARG(lseek),           OUT(lseek),        0, 0, 0,                    NULL),
+	ROW(COPY_FILE_RANGE, ARG(copy_file_range), OUT(write),        0, 0, MODIFIES,             NULL),
+	ROW(SYNCFS,          ARG(syncfs),          0,                 0, 0, 0,                    NULL),
+	/* Its name is the "/" of a dentry that has none yet (fs/fuse/dir.c, fuse_tmpfile). */
+	ROW(TMPFILE,         ARG(create),          ENTRY + OUT(open), 0, 1, MODIFIES | AS_CALLER, NULL),
+	/* Too new for the system's header (newer.h). */
+	[OP_STATX] = {"STATX", sizeof(struct wire_statx_in), 0, 0, 0, 0, NULL},
+	[OP_COPY_FILE_RANGE_64] = {"COPY_FILE_RANGE_64", ARG(copy_file_range),
+				   sizeof(struct wire_copy_file_range_out), 0, 0, MODIFIES, NULL},
+};
+
+static const struct row *row_of(uint32_t opcode)
+{
+	if (opcode >= sizeof(rows) / sizeof(rows[0]) || !rows[opcode].name)
+		return NULL;
+	return &rows[opcode];
+}
+
+const char *fuse_row_name(uint32_t opcode)
+{
+	const struct row *row = row_of(opcode);
+
+	return row ? row->name : NULL;
+}
+
+int fuse_row_in_c(uint32_t opcode)
+{
+	const struct row *row = row_of(opcode);
+
+	return row && row->serve;
+}
+
+struct scratch *scratch_get(void)
+{
+	static __thread struct scratch *scratch;
+
+	if (!scratch) {
+		void *map = mmap(NULL, sizeof(*scratch), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		scratch = map == MAP_FAILED ? NULL : map;
+	}
+	return scratch;
+}
+
+/* Where the names begin. A guest that did not agree on the longer SETXATTR sends the old one. */
+static uint32_t fixed_size(const struct core *core, const struct row *row)
+{
+	if (row == &rows[FUSE_SETXATTR] && !negotiated(core, FUSE_SETXATTR_EXT))
+		return FUSE_COMPAT_SETXATTR_IN_SIZE;
+	return row->fixed;
+}
+
+static int check_name(const char *name, size_t len)
+{
+	if (len == 0 || memchr(name, '/', len))
+		return -EINVAL;
+	if (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')))
+		return -EINVAL;
+	return len > NAME_MAX ? -ENAMETOOLONG : 0;
+}
+
+/* The names and strings after the fixed arguments are there, terminated, and the names are names. */
+static int check_strings(const struct row *row, const struct fuse_request *request, uint32_t fixed)
+{
+	const char *at = (const char *)request->arg + fixed;
+	const char *end = (const char *)request->arg + request->arg_len;
+	int i, error = 0;
+
+	for (i = 0; i < row->names + row->strings && error == 0; i++) {
+		size_t len = strnlen(at, end - at);
+
+		if (at + len == end)
+			return -EINVAL;
+		if (i < row->names)
+			error = check_name(at, len);
+		at += len + 1;
+	}
+	return error;
+}
+
+/* Reads header and arguments. The row of an op is known as soon as the header is; *row stays NULL for none. */
+static int read_request(struct core *core, struct fuse_request *request, const struct row **row)
+{
+	const struct virtq_chain *chain = request->chain;
+	struct fuse_in_header *header = &request->header;
+	uint64_t head = sizeof(*header);
+	uint32_t fixed;
+
+	if (iov_gather(chain->in, chain->in_count, 0, header, head) < head) {
+		*header = (struct fuse_in_header){0};
+		return -EINVAL;
+	}
+	*row = row_of(header->opcode);
+	if (!*row)
+		return -ENOSYS;
+	fixed = fixed_size(core, *row);
+	if (header->len < head + fixed || header->len > chain->in_len)
+		return -EINVAL;
+	request->arg_len = (*row)->flags & PAYLOAD ? fixed : header->len - (uint32_t)head;
+	if (request->arg_len > REQUEST_MAX)
+		return -E2BIG;
+	if (iov_gather(chain->in, chain->in_count, head, (void *)request->arg, request->arg_len) < request->arg_len)
+		return -EINVAL;
+	return check_strings(*row, request, fixed);
+}
+
+static int check_allowed(const struct core *core, const struct row *row, const struct fuse_request *request)
+{
+	if (!core->config.session->mounted && !(row->flags & UNMOUNTED))
+		return -EIO;
+	if ((row->flags & MODIFIES) && (core->config.flags & CORE_READONLY))
+		return -EROFS;
+	return request->reply_max < row->reply ? -EINVAL : 0;
+}
+
+static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
+{
+	op_function serve = row->serve ? row->serve : core->config.door;
+	struct cred cred;
+	int64_t result;
+
+	if (!(row->flags & AS_CALLER))
+		return serve(core, request);
+	result = cred_enter(core, request, &cred);
+	if (result < 0)
+		return result;
+	result = serve(core, request);
+	cred_leave(&cred);
+	return result;
+}
+
+/* Writes the header, and the reply unless it is in place (NULL). Returns the bytes used of the chain. */
+static uint32_t answer(const struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result)
+{
+	struct fuse_out_header header = {.len = sizeof(header), .unique = unique};
+	uint64_t room;
+
+	if (chain->out_len < sizeof(header))
+		return 0;
+	room = chain->out_len - sizeof(header);
+	/* Our table of descriptors is full, which is not the caller's, of which EMFILE would speak. */
+	if (result == -EMFILE)
+		result = -ENOMEM;
+	/* Beyond these lie the kernel's private codes (fs/fuse/dev.c, fuse_dev_do_write). */
+	if (result <= -512 || (result > 0 && (uint64_t)result > room) || result > INT32_MAX)
+		result = -EIO;
+	if (result < 0)
+		header.error = (int32_t)result;
+	else
+		header.len += (uint32_t)result;
+	iov_scatter(chain->out, chain->out_count, 0, &header, sizeof(header));
+	if (reply && result > 0)
+		iov_scatter(chain->out, chain->out_count, sizeof(header), reply, result);
+	return header.len;
+}
+
+static uint32_t reply_max(const struct virtq_chain *chain)
+{
+	uint64_t room;
+
+	if (chain->out_len < sizeof(struct fuse_out_header))
+		return 0;
+	room = chain->out_len - sizeof(struct fuse_out_header);
+	return room < REPLY_MAX ? (uint32_t)room : REPLY_MAX;
+}
+
+int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
+{
+	struct core *core = opaque;
+	struct scratch *scratch = scratch_get();
+	struct fuse_request request = {.chain = chain, .replay = chain->replay, .reply_max = reply_max(chain)};
+	const struct row *row = NULL;
+	int64_t result;
+	bool in_place;
+
+	if (!scratch)
+		return answer(chain, 0, NULL, -ENOMEM);
+	request.arg = (const uint8_t *)scratch->request;
+	request.reply = (uint8_t *)scratch->reply;
+	result = read_request(core, &request, &row);
+	if (!row)
+		return answer(chain, request.header.unique, NULL, result);
+	if (!(row->flags & NO_REPLY) && chain->out_len < sizeof(struct fuse_out_header))
+		return 0;
+	if (result == 0)
+		result = check_allowed(core, row, &request);
+	if (result == 0)
+		result = run(core, row, &request);
+	if (result == VIRTQ_DEFERRED)
+		return result;
+	if (row->flags & NO_REPLY)
+		return 0;
+	in_place = row->flags & IN_PLACE;
+	if (!in_place && result > request.reply_max)
+		result = -EIO;
+	return answer(chain, request.header.unique, in_place ? NULL : request.reply, result);
+}
+
+void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result)
+{
+	core->config.complete(chain, answer(chain, unique, reply, result));
+}

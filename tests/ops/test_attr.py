@@ -1,0 +1,123 @@
+"""SETATTR, ACCESS, STATX: what the conformance list can't say."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from tests.fuseclient import ROOT
+from tests.ops.mount import Mount
+from vfsd._fuse import lib
+
+
+def node(mount: Mount, name: bytes = b"f", data: bytes = b"") -> int:
+    path = mount.root / os.fsdecode(name)
+    path.write_bytes(data)
+    nodeid: int = mount.client.lookup(ROOT, name).nodeid
+    return nodeid
+
+
+def test_all_at_once(mount: Mount) -> None:
+    nodeid = node(mount, data=b"0123456789")
+    got = mount.client.setattr(nodeid, mode=0o640, size=4, atime=1, atimensec=2, mtime=3, mtimensec=4).attr
+    host = (mount.root / "f").stat()
+    assert (stat.S_IMODE(host.st_mode), host.st_size) == (0o640, 4)
+    assert (host.st_atime_ns, host.st_mtime_ns) == (1_000_000_002, 3_000_000_004)
+    assert (got.mode, got.size, got.mtime) == (stat.S_IFREG | 0o640, 4, 3)
+
+
+def test_nothing(mount: Mount) -> None:
+    nodeid = node(mount)
+    before = (mount.root / "f").stat()
+    mount.client.setattr(nodeid)
+    assert (mount.root / "f").stat() == before
+
+
+def test_ctime_is_the_hosts(mount: Mount) -> None:
+    nodeid = node(mount)
+    mount.client.setattr(nodeid, ctime=5, ctimensec=6)
+    assert (mount.root / "f").stat().st_ctime > 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "expect"),
+    [
+        ({"size": 1 << 63}, errno.EFBIG),
+        ({"size": (1 << 64) - 1}, errno.EFBIG),
+        ({"atime": 1, "atimensec": 1_000_000_000}, errno.EINVAL),
+        # UTIME_OMIT and UTIME_NOW are ours to say, not the guest's.
+        ({"mtime": 1, "mtimensec": (1 << 30) - 1}, errno.EINVAL),
+        ({"uid": 0xFFFFFFFF}, errno.EINVAL),
+        ({"gid": 0xFFFFFFFF}, errno.EINVAL),
+        ({"size": 1, "fh": 99}, errno.EBADF),
+    ],
+)
+def test_values_that_make_no_sense(mount: Mount, fields: dict[str, int], expect: int) -> None:
+    mount.client.setattr(node(mount), expect=expect, **fields)
+
+
+def test_times_far_away(mount: Mount) -> None:
+    """The host's file system clamps what it can't keep; no value may be too large for us."""
+    for seconds in (0, 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
+        mount.client.setattr(node(mount), mtime=seconds)
+
+
+def test_mode_of_a_symlink(mount: Mount) -> None:
+    node(mount)
+    (mount.root / "l").symlink_to("f")
+    nodeid = mount.client.lookup(ROOT, b"l").nodeid
+    mode = (mount.root / "f").stat().st_mode
+    mount.client.setattr(nodeid, mode=0o777, expect=errno.EOPNOTSUPP)
+    mount.client.setattr(nodeid, size=1, expect=errno.EINVAL)
+    assert (mount.root / "f").stat().st_mode == mode
+
+
+def test_size_by_handle_needs_no_permission(mount: Mount) -> None:
+    nodeid = node(mount, data=b"abc")
+    fh = mount.client.open(nodeid, os.O_WRONLY).fh
+    mount.client.setattr(nodeid, mode=0)
+    assert mount.client.setattr(nodeid, size=1, fh=fh).attr.size == 1
+    read_only = mount.client.open(node(mount, b"g")).fh
+    mount.client.setattr(nodeid, size=1, fh=read_only, expect=errno.EINVAL)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps suid at a truncate")
+def test_truncate_kills_suid_when_asked(mount: Mount) -> None:
+    nodeid = node(mount, data=b"abc")
+    (mount.root / "f").chmod(0o6755)
+    assert mount.client.setattr(nodeid, size=2).attr.mode & 0o6000 == 0o6000
+    assert mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, size=1).attr.mode & 0o6000 == 0
+    assert lib.cred_drop_fsetid() == 1
+    lib.cred_restore_fsetid(1)
+
+
+def test_access_is_by_the_callers_class(mount: Mount) -> None:
+    nodeid = node(mount)
+    client, host = mount.client, (mount.root / "f").stat()
+    client.setattr(nodeid, mode=0o421)
+    client.uid, client.gid = host.st_uid, host.st_gid
+    if client.uid:
+        client.access(nodeid, os.R_OK)
+        client.access(nodeid, os.W_OK, expect=errno.EACCES)
+    client.uid = host.st_uid + 1
+    client.access(nodeid, os.W_OK)
+    client.access(nodeid, os.R_OK, expect=errno.EACCES)
+    client.gid = host.st_gid + 1
+    client.access(nodeid, os.X_OK)
+    client.access(nodeid, os.F_OK)
+    client.access(nodeid, os.W_OK, expect=errno.EACCES)
+    client.access(nodeid, 8, expect=errno.EINVAL)
+
+
+def test_statx(mount: Mount) -> None:
+    nodeid = node(mount, data=b"abc")
+    fh = mount.client.open(nodeid).fh
+    for out in (mount.client.statx(nodeid), mount.client.statx(nodeid, fh=fh)):
+        got, host = out.stat, (mount.root / "f").stat()
+        assert (got.size, got.mode, got.nlink, got.ino) == (3, host.st_mode, 1, host.st_ino)
+        assert got.mtime.tv_sec * 10**9 + got.mtime.tv_nsec == host.st_mtime_ns
+        assert (out.attr_valid, out.attr_valid_nsec) == (1, 0)
+        assert not got.mask & 0x800 or got.btime.tv_sec > 1_700_000_000
+    mount.client.statx(99, expect=errno.ESTALE)
+    mount.client.statx(nodeid, fh=99, expect=errno.EBADF)

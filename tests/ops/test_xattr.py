@@ -1,0 +1,81 @@
+"""Extended attributes: what the conformance list can't say."""
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.fuseclient import ROOT, pack
+from tests.ops.mount import Mount, share
+from vfsd._fuse import lib
+from vfsd.core import Settings
+
+
+def test_off_is_enosys(tmp_path: Path) -> None:
+    """So that the guest's kernel never asks again."""
+    (tmp_path / "f").touch()
+    with share(tmp_path, Settings()) as mount:
+        nodeid = mount.client.lookup(ROOT, b"f").nodeid
+        mount.client.getxattr(nodeid, b"user.a", expect=errno.ENOSYS)
+        mount.client.listxattr(nodeid, expect=errno.ENOSYS)
+        mount.client.setxattr(nodeid, b"user.a", b"x", expect=errno.ENOSYS)
+        mount.client.removexattr(nodeid, b"user.a", expect=errno.ENOSYS)
+
+
+def test_old_guests_send_a_shorter_struct(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    with share(tmp_path, Settings(xattr=True), init=False) as mount:
+        mount.client.init(minor=31)
+        assert not mount.client.setxattr_ext
+        mount.client.setxattr(mount.client.lookup(ROOT, b"f").nodeid, b"user.a", b"value")
+    assert os.getxattr(tmp_path / "f", "user.a") == b"value"
+
+
+def test_values_are_as_long_as_they_say(mount: Mount) -> None:
+    (mount.root / "f").touch()
+    nodeid = mount.client.lookup(ROOT, b"f").nodeid
+    for size, body, expect in (
+        (3, b"user.a\0valu", 0),
+        (5, b"user.a\0valu", errno.EINVAL),
+        (0, b"user.b\0", 0),
+        (0, b"\0", errno.EINVAL),
+        (0, b"", errno.EINVAL),
+        (0, b"user.a", errno.EINVAL),
+    ):
+        arg = pack("fuse_setxattr_in", size=size)
+        mount.client.call(lib.FUSE_SETXATTR, nodeid, arg, body, expect=expect)
+    assert os.getxattr(mount.root / "f", "user.a") == b"val"
+    mount.client.setxattr(nodeid, b"user.a", b"x", flags=0x80000000, expect=errno.EINVAL)
+
+
+@pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
+def test_acls_are_not_there(mount: Mount, name: bytes) -> None:
+    """The guest judges by modes alone: an ACL it doesn't see it doesn't enforce."""
+    (mount.root / "f").touch()
+    nodeid = mount.client.lookup(ROOT, b"f").nodeid
+    mount.client.getxattr(nodeid, name, expect=errno.EOPNOTSUPP)
+    mount.client.setxattr(nodeid, name, b"x", expect=errno.EOPNOTSUPP)
+    mount.client.removexattr(nodeid, name, expect=errno.EOPNOTSUPP)
+    # struct posix_acl_xattr_header and _entry: tag, permissions, id. u::rw- u:1234:r-- g::r-- m::r-- o::---
+    entries = ((1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(mount.root / "f", "system.posix_acl_access", acl)
+    assert b"acl" not in mount.client.listxattr(nodeid)
+
+
+def test_whatever_type_has_them(mount: Mount) -> None:
+    """By the inode, not by a name: nothing is opened, a symlink isn't followed, an unlinked file still has its own."""
+    os.mkfifo(mount.root / "fifo")
+    (mount.root / "link").symlink_to("/etc/passwd")
+    (mount.root / "gone").touch()
+    nodes = {name: mount.client.lookup(ROOT, name).nodeid for name in (b"fifo", b"link", b"gone")}
+    (mount.root / "gone").unlink()
+    mount.client.setxattr(nodes[b"gone"], b"user.a", b"kept")
+    assert mount.client.getxattr(nodes[b"gone"], b"user.a") == b"kept"
+    mount.client.setxattr(nodes[b"fifo"], b"user.a", b"x", expect=errno.EPERM)
+    mount.client.setxattr(nodes[b"link"], b"user.a", b"x", expect=errno.EPERM)
+    for nodeid in nodes.values():
+        mount.client.listxattr(nodeid)
+    mount.client.getxattr(99, b"user.a", expect=errno.ESTALE)

@@ -1,0 +1,234 @@
+"""The Pythonic face of the FUSE core: what a Python op may ask of C, as methods that raise OSError.
+
+Rule 1. The tables live in C, on the arenas. Nothing here caches an inode, a handle or a descriptor.
+Rule 2. A descriptor from `inode` or `handle` is pinned: it is used inside its `with` and nowhere else.
+Rule 3. Runs once per request: no call here does more than its one C call needs.
+"""
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+
+from vfsd._fuse import ffi, lib
+from vhost._virtq import ffi as virtq_ffi
+from vhost._virtq import lib as virtq
+
+if TYPE_CHECKING:
+    from vfsd.config import Config
+
+CACHES = {
+    "never": lib.CORE_CACHE_NEVER,
+    "metadata": lib.CORE_CACHE_METADATA,
+    "auto": lib.CORE_CACHE_AUTO,
+    "always": lib.CORE_CACHE_ALWAYS,
+}
+
+#: An fh that names no handle.
+NO_HANDLE = 0xFFFFFFFF_FFFFFFFF
+
+_ENTRY_OUT = ffi.typeof("struct fuse_entry_out *")
+_ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
+
+
+class Settings(NamedTuple):
+    """What the file system needs to know of the configuration."""
+
+    #: A key of CACHES.
+    cache: str = "auto"
+    #: How long the guest may trust names and attributes, nanoseconds.
+    entry_ns: int = 1_000_000_000
+    attr_ns: int = 1_000_000_000
+    readonly: bool = False
+    #: The worker may switch to the guest caller's identity.
+    privileged: bool = False
+    allow_direct_io: bool = False
+    preserve_noatime: bool = False
+    announce_submounts: bool = True
+    xattr: bool = False
+    readdirplus: bool = True
+    writeback: bool = False
+    allow_mmap: bool = False
+    #: Descriptors of the largest ring: bounds the pages of one request.
+    queue_size: int = 1024
+
+    @classmethod
+    def of(cls, config: "Config", privileged: bool, queue_size: int = 1024) -> Self:
+        return cls(
+            cache=config.cache,
+            entry_ns=config.validity,
+            attr_ns=config.validity,
+            readonly=config.readonly,
+            privileged=privileged,
+            allow_direct_io=config.allow_direct_io,
+            preserve_noatime=config.preserve_noatime,
+            announce_submounts=config.announce_submounts,
+            xattr=config.xattr,
+            readdirplus=config.readdirplus,
+            writeback=config.writeback,
+            allow_mmap=config.allow_mmap,
+            queue_size=queue_size,
+        )
+
+    @property
+    def flags(self) -> int:
+        """The CORE_* flags."""
+        return (
+            (lib.CORE_READONLY if self.readonly else 0)
+            | (lib.CORE_PRIVILEGED if self.privileged else 0)
+            | (lib.CORE_ALLOW_DIRECT_IO if self.allow_direct_io else 0)
+            | (lib.CORE_PRESERVE_NOATIME if self.preserve_noatime else 0)
+            | (lib.CORE_ANNOUNCE_SUBMOUNTS if self.announce_submounts else 0)
+        )
+
+
+class Area(Protocol):
+    """Memory that outlives a worker: vhost.arena.Arena."""
+
+    size: int
+
+    def pointer(self, ffi: Any, ctype: str) -> Any: ...
+
+
+class Pin:
+    """A descriptor held open for the length of a `with`."""
+
+    __slots__ = ("_core", "_get", "_id", "_put")
+
+    def __init__(self, get: Callable[..., int], put: Callable[..., None], core: Any, id: int) -> None:
+        self._get, self._put, self._core, self._id = get, put, core, id
+
+    def __enter__(self) -> int:
+        return check(self._get(self._core, self._id))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._put(self._core, self._id)
+
+
+def check(result: int) -> int:
+    """The result of a C function; OSError when it is -errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def packed(out: Any) -> bytes:
+    """A struct's bytes, as a reply."""
+    return ffi.buffer(out)[:]  # type: ignore[no-any-return]
+
+
+def _inode_get(core: Any, nodeid: int) -> int:
+    return lib.inode_get(core, nodeid, ffi.NULL)  # type: ignore[no-any-return]
+
+
+def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area) -> Any:
+    """A struct core_config. It points into the three arenas, which must outlive it."""
+    return ffi.new(
+        "struct core_config *",
+        {
+            "root_fd": root_fd,
+            "proc_fd": proc_fd,
+            "flags": settings.flags,
+            "cache": CACHES[settings.cache],
+            "entry_ns": settings.entry_ns,
+            "attr_ns": settings.attr_ns,
+            "door": lib.fuse_door,
+            "complete": virtq_ffi.addressof(virtq, "virtq_complete"),
+            "session": session.pointer(ffi, "struct core_session *"),
+            "inodes": inodes.pointer(ffi, "char *"),
+            "handles": handles.pointer(ffi, "char *"),
+            "inodes_size": inodes.size,
+            "handles_size": handles.size,
+        },
+    )
+
+
+def descriptors(config: Any) -> set[int]:
+    """Every descriptor that the arenas record, asked while no worker runs (core_descriptors)."""
+    count = lib.core_descriptors(config, ffi.NULL, 0)
+    fds = ffi.new("int32_t[]", count)
+    return set(ffi.unpack(fds, min(lib.core_descriptors(config, fds, count), count))) if count else set()
+
+
+class Core:
+    """The file system of one worker: `root_fd` (O_PATH of the share), served on the state that the arenas hold.
+
+    The current directory of the process is its /proc/self/fd, which is `proc_fd` too: ops name an inode by its
+    descriptor's number there. The umask is 0: the guest has applied its own. Raises OSError when C refuses the arenas.
+    """
+
+    def __init__(
+        self, settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area
+    ) -> None:
+        self.settings = settings
+        self._areas = (session, inodes, handles)
+        self._config = core_config(settings, root_fd, proc_fd, session, inodes, handles)
+        error = ffi.new("int *")
+        #: The struct core, as virtq_run and fuse_serve take it.
+        self.pointer = lib.core_new(self._config, error)
+        if not self.pointer:
+            check(error[0] or -1)
+        #: struct core_session of the current mount.
+        self.session = self._config.session
+
+    def close(self) -> None:
+        """Frees what is private to this worker. The arenas and the descriptors in them stay."""
+        lib.core_free(self.pointer)
+        self.pointer = ffi.NULL
+
+    def reset(self) -> None:
+        """Forgets the mount: every handle, every inode but the root."""
+        self.session.mounted = 0
+        lib.core_reset(self.pointer)
+
+    def inode(self, nodeid: int) -> Pin:
+        """The O_PATH descriptor of an inode. Entering raises ESTALE."""
+        return Pin(_inode_get, lib.inode_put, self.pointer, nodeid)
+
+    def handle(self, fh: int) -> Pin:
+        """The descriptor of an open file or directory. Entering raises EBADF."""
+        return Pin(lib.handle_get, lib.handle_put, self.pointer, fh)
+
+    def open(self, nodeid: int, flags: int) -> int:
+        """A new descriptor of an inode, the caller's to close. Flags are made safe as OPEN does."""
+        return check(lib.inode_open(self.pointer, nodeid, flags))
+
+    def add_handle(self, nodeid: int, fd: int) -> int:
+        """Gives `fd` to the handle table; the fh. After an OSError `fd` is still the caller's."""
+        fh = ffi.new("uint64_t *")
+        check(lib.handle_add(self.pointer, nodeid, fd, fh))
+        return fh[0]  # type: ignore[no-any-return]
+
+    def entry(self, parent: int, name: bytes) -> bytes:
+        """What LOOKUP answers, a struct fuse_entry_out. The guest owes one FORGET more."""
+        out = ffi.new(_ENTRY_OUT)
+        check(lib.entry_lookup(self.pointer, parent, name, out))
+        return packed(out)
+
+    def entry_of(self, fd: int) -> tuple[int, bytes]:
+        """The nodeid of an open descriptor's inode and its struct fuse_entry_out, as `entry`."""
+        out = ffi.new(_ENTRY_OUT)
+        check(lib.entry_from_fd(self.pointer, fd, out))
+        return out.nodeid, packed(out)
+
+    def forget(self, nodeid: int) -> None:
+        """Takes one entry back that the guest is not told after all."""
+        lib.inode_forget(self.pointer, nodeid, 1)
+
+    def attr(self, nodeid: int, fh: int = NO_HANDLE) -> bytes:
+        """What GETATTR answers, a struct fuse_attr_out."""
+        out = ffi.new(_ATTR_OUT)
+        check(lib.attr_get(self.pointer, nodeid, fh, out))
+        return packed(out)
+
+    @property
+    def inodes(self) -> int:
+        """Inodes the guest knows, the root included."""
+        return lib.core_inode_count(self.pointer)  # type: ignore[no-any-return]
+
+    @property
+    def handles(self) -> int:
+        """Open handles."""
+        return lib.core_handle_count(self.pointer)  # type: ignore[no-any-return]

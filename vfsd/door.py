@@ -1,0 +1,179 @@
+"""The door: one FUSE request that C does not serve enters Python here, on the ring's own thread.
+
+Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged once per op, and EIO for the guest.
+Rule 2. An op sees bytes that were copied once and returns bytes; guest memory is never in sight.
+Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on.
+"""
+
+import errno
+import logging
+import threading
+import tokenize  # noqa: F401  (what a traceback needs is imported now: in the sandbox there is nothing to import from)
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from vfsd._fuse import ffi, lib
+from vfsd.core import Core
+
+log = logging.getLogger("vfsd.door")
+
+
+class Request(NamedTuple):
+    """What an op sees of a request besides its arguments: fields of struct fuse_in_header, and ours."""
+
+    nodeid: int
+    unique: int
+    #: The guest's caller. All ones when unknown, on idmapped mounts.
+    uid: int
+    gid: int
+    #: Served before, perhaps, by a worker that died: "already done" is success.
+    replay: bool
+    #: Bytes the guest has room for.
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One row of OPS."""
+
+    name: str
+    opcode: int
+    #: Called with (Core, Request), then the struct, then the names or the tail; returns the reply without its header.
+    function: Callable[..., bytes]
+    #: struct in <linux/fuse.h> that the arguments start with, as a pointer type; None: none.
+    argument: Any
+    size: int
+    #: NUL-terminated strings after the struct.
+    names: int
+    #: Pass the bytes after the struct instead of names.
+    tail: bool
+    blocking: bool
+
+    def unpack(self, body: bytes) -> list[Any]:
+        """The arguments as the function takes them. EINVAL for a body too short, or a string without its end."""
+        arguments: list[Any] = []
+        if self.argument is not None:
+            if len(body) < self.size:
+                raise OSError(errno.EINVAL, "arguments too short")
+            arguments.append(ffi.from_buffer(self.argument, body))
+        if self.tail:
+            arguments.append(body[self.size :])
+        elif self.names:
+            # Extensions may follow the names, so what is behind the last NUL is not looked at.
+            names = body[self.size :].split(b"\0", self.names)
+            if len(names) <= self.names:
+                raise OSError(errno.EINVAL, "a name does not end")
+            arguments += names[: self.names]
+        return arguments
+
+    def run(self, core: Core, request: Request, body: bytes) -> tuple[int, bytes]:
+        """The length of the reply and the reply, or -errno and nothing."""
+        try:
+            reply = self.function(core, request, *self.unpack(body))
+            if len(reply) > request.room:
+                raise OSError(errno.EINVAL, "no room for the reply")
+            return len(reply), reply
+        except OSError as error:
+            # The guest's kernel takes 1 to 511 for an errno and ends the connection over others (fuse_dev_do_write).
+            return -error.errno if error.errno and 0 < error.errno < 512 else -errno.EIO, b""
+        except Exception:
+            if self.name not in _failed:
+                _failed.add(self.name)
+                log.exception("%s failed in a way nobody foresaw; the guest gets EIO", self.name)
+            return -errno.EIO, b""
+
+
+#: Every op that Python serves, by opcode: exactly the rows of the table in C that have no function.
+OPS: dict[int, Op] = {}
+
+#: Ops that have logged a traceback.
+_failed: set[str] = set()
+
+
+def op(
+    name: str, argument: str | None = None, names: int = 0, tail: bool = False, blocking: bool = False
+) -> Callable[[Callable[..., bytes]], Callable[..., bytes]]:
+    """Registers the function that serves FUSE_<name>. `argument` is a struct's name; see `Op`."""
+
+    def register(function: Callable[..., bytes]) -> Callable[..., bytes]:
+        opcode = getattr(lib, f"OP_{name}", None) or getattr(lib, f"FUSE_{name}")
+        kind = ffi.typeof(f"struct {argument} *") if argument else None
+        size = ffi.sizeof(kind.item) if kind else 0
+        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking)
+        return function
+
+    return register
+
+
+class Pool:
+    """A fixed number of threads for blocking ops. Made in a worker before its rings run, closed after they stopped."""
+
+    def __init__(self, threads: int = 4) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name=f"blocking {n}", daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Callable[[], None]) -> None:
+        self._queue.put(task)
+
+    def close(self) -> None:
+        """Returns when every task submitted has run."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while task := self._queue.get():
+            try:
+                task()
+            except Exception:
+                log.exception("a deferred request was not finished")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the requests of one core enter."""
+
+    core: Core
+    pool: Pool | None
+
+
+_doors: dict[Any, Door] = {}
+
+
+def open_door(core: Core, pool: Pool | None = None) -> None:
+    """Lets requests of `core` in. Without a pool blocking ops run on the ring's thread."""
+    _doors[core.pointer] = Door(core, pool)
+
+
+def close_door(core: Core) -> None:
+    """Drains the pool; to be called before core.close(), after the rings have stopped."""
+    door = _doors.pop(core.pointer)
+    if door.pool:
+        door.pool.close()
+
+
+@ffi.def_extern(error=-errno.EIO)  # type: ignore[untyped-decorator]
+def fuse_door(core: Any, packet: Any) -> int:
+    """The fuse_door_function of core.h. `packet`, a struct fuse_request, is valid until this returns."""
+    door = _doors[core]
+    header = packet.header
+    op = OPS[header.opcode]
+    request = Request(header.nodeid, header.unique, header.uid, header.gid, bool(packet.replay), packet.reply_max)
+    body = ffi.buffer(packet.arg, packet.arg_len)[:]
+    if op.blocking and door.pool and packet.chain and packet.chain.queue:
+        chain = packet.chain
+        door.pool.submit(lambda: _finish(door.core, chain, op, request, body))
+        return lib.VIRTQ_DEFERRED  # type: ignore[no-any-return]
+    result, reply = op.run(door.core, request, body)
+    ffi.memmove(packet.reply, reply, len(reply))
+    return result
+
+
+def _finish(core: Core, chain: Any, op: Op, request: Request, body: bytes) -> None:
+    result, reply = op.run(core, request, body)
+    lib.fuse_finish(core.pointer, chain, request.unique, reply, result)

@@ -1,0 +1,95 @@
+"""SETATTR, ACCESS: what stat(2) shows, set and asked."""
+
+import errno
+import os
+from stat import S_IMODE, S_ISDIR, S_ISLNK
+from typing import Any
+
+from vfsd._fuse import lib
+from vfsd.core import NO_HANDLE, Core, check
+from vfsd.door import Request, op
+
+UTIME_NOW = (1 << 30) - 1  # <linux/stat.h>
+UTIME_OMIT = (1 << 30) - 2
+NSEC = 1_000_000_000
+SIZE_MAX = (1 << 63) - 1
+#: chown(2): leave this id as it is.
+UNCHANGED = -1
+
+
+@op("SETATTR", "fuse_setattr_in")
+def setattr(core: Core, request: Request, arg: Any) -> bytes:
+    valid = arg.valid
+    with core.inode(request.nodeid) as fd:
+        # A new size or owner strips suid and sgid, and a new size sets mtime: each comes before what it would undo.
+        if valid & lib.FATTR_SIZE:
+            _resize(core, arg, fd)
+        if valid & (lib.FATTR_UID | lib.FATTR_GID):
+            uid = _id(arg.uid) if valid & lib.FATTR_UID else UNCHANGED
+            gid = _id(arg.gid) if valid & lib.FATTR_GID else UNCHANGED
+            os.chown(str(fd), uid, gid)
+        if valid & lib.FATTR_MODE:
+            if S_ISLNK(os.fstat(fd).st_mode):
+                raise OSError(errno.EOPNOTSUPP, "a symlink has no mode of its own")
+            os.chmod(str(fd), S_IMODE(arg.mode))
+        if valid & (lib.FATTR_ATIME | lib.FATTR_MTIME):
+            atime = _time(valid, lib.FATTR_ATIME, lib.FATTR_ATIME_NOW, arg.atime, arg.atimensec)
+            mtime = _time(valid, lib.FATTR_MTIME, lib.FATTR_MTIME_NOW, arg.mtime, arg.mtimensec)
+            check(lib.sys_utimens(fd, *atime, *mtime))
+        # FATTR_CTIME comes with the write-back cache only. The host's ctime is the host's.
+    return core.attr(request.nodeid, arg.fh if valid & lib.FATTR_FH else NO_HANDLE)
+
+
+def _id(value: int) -> int:
+    if value == 0xFFFFFFFF:
+        raise OSError(errno.EINVAL, "no such user or group")
+    return value
+
+
+def _resize(core: Core, arg: Any, fd: int) -> None:
+    if arg.size > SIZE_MAX:
+        raise OSError(errno.EFBIG, "size beyond loff_t")
+    dropped = lib.cred_drop_fsetid() if arg.valid & lib.FATTR_KILL_SUIDGID else 0
+    try:
+        if arg.valid & lib.FATTR_FH:
+            with core.handle(arg.fh) as handle:
+                os.ftruncate(handle, arg.size)
+        else:
+            os.truncate(str(fd), arg.size)
+    finally:
+        if arg.valid & lib.FATTR_KILL_SUIDGID:
+            lib.cred_restore_fsetid(dropped)
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nsec: int) -> tuple[int, int]:
+    """One timestamp as sys_utimens takes it. FUSE carries signed seconds in an unsigned field."""
+    if valid & now:
+        return 0, UTIME_NOW
+    if not valid & given:
+        return 0, UTIME_OMIT
+    if nsec >= NSEC:
+        raise OSError(errno.EINVAL, "nanoseconds beyond a second")
+    return seconds - (1 << 64) if seconds >> 63 else seconds, nsec
+
+
+@op("ACCESS", "fuse_access_in")
+def access(core: Core, request: Request, arg: Any) -> bytes:
+    """Judges by owner, group and mode: a virtiofs guest checks by itself (default_permissions) and sends none."""
+    mask = arg.mask
+    if mask & ~(os.R_OK | os.W_OK | os.X_OK):
+        raise OSError(errno.EINVAL, "unknown access mode")
+    with core.inode(request.nodeid) as fd:
+        host = os.fstat(fd)
+    if mask & os.W_OK and core.settings.readonly:
+        raise OSError(errno.EROFS, "read-only share")
+    if request.uid == 0:
+        allowed = os.R_OK | os.W_OK | (os.X_OK if host.st_mode & 0o111 or S_ISDIR(host.st_mode) else 0)
+    elif request.uid == host.st_uid:
+        allowed = host.st_mode >> 6
+    elif request.gid == host.st_gid:
+        allowed = host.st_mode >> 3
+    else:
+        allowed = host.st_mode
+    if mask & ~allowed:
+        raise OSError(errno.EACCES, "not permitted by the mode")
+    return b""

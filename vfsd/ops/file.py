@@ -1,0 +1,87 @@
+"""FSYNC, FSYNCDIR, FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64: what is done with open files besides I/O.
+
+FALLOCATE and COPY_FILE_RANGE change data, so suid and sgid have to go; the guest tells nothing about its caller's
+CAP_FSETID here, so they always go.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vfsd._fuse import ffi, lib
+from vfsd.core import Core, check, packed
+from vfsd.door import Request, op
+
+OFFSET_MAX = (1 << 63) - 1
+#: KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE of <linux/falloc.h>.
+FALLOCATE_MODES = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40
+#: A copy may be shorter than asked for. This much at once, 1 GiB: a reply that fits 32 bits, page-aligned.
+COPY_MAX = 1 << 30
+
+
+@op("FSYNC", "fuse_fsync_in", blocking=True)
+def fsync(core: Core, request: Request, arg: Any) -> bytes:
+    with core.handle(arg.fh) as fd:
+        if arg.fsync_flags & lib.FUSE_FSYNC_FDATASYNC:
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+    return b""
+
+
+op("FSYNCDIR", "fuse_fsync_in", blocking=True)(fsync)
+
+
+@op("FALLOCATE", "fuse_fallocate_in", blocking=True)
+def fallocate(core: Core, request: Request, arg: Any) -> bytes:
+    if arg.mode & ~FALLOCATE_MODES:
+        raise OSError(errno.EOPNOTSUPP, "unknown fallocate mode")
+    with core.handle(arg.fh) as fd, without_fsetid():
+        check(lib.sys_fallocate(fd, arg.mode, arg.offset, arg.length))
+    return b""
+
+
+@op("LSEEK", "fuse_lseek_in")
+def lseek(core: Core, request: Request, arg: Any) -> bytes:
+    # The guest keeps file positions. It asks only where data and holes are.
+    if arg.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        raise OSError(errno.EINVAL, "neither SEEK_DATA nor SEEK_HOLE")
+    with core.handle(arg.fh) as fd:
+        offset = os.lseek(fd, _offset(arg.offset), arg.whence)
+    return packed(ffi.new("struct fuse_lseek_out *", {"offset": offset}))
+
+
+@op("COPY_FILE_RANGE", "fuse_copy_file_range_in", blocking=True)
+def copy_file_range(core: Core, request: Request, arg: Any) -> bytes:
+    return packed(ffi.new("struct fuse_write_out *", {"size": _copy(core, arg)}))
+
+
+@op("COPY_FILE_RANGE_64", "fuse_copy_file_range_in", blocking=True)
+def copy_file_range_64(core: Core, request: Request, arg: Any) -> bytes:
+    return packed(ffi.new("struct wire_copy_file_range_out *", {"bytes_copied": _copy(core, arg)}))
+
+
+def _copy(core: Core, arg: Any) -> int:
+    if arg.flags:
+        raise OSError(errno.EINVAL, "unknown copy flags")
+    source, target = _offset(arg.off_in), _offset(arg.off_out)
+    with core.handle(arg.fh_in) as fd_in, core.handle(arg.fh_out) as fd_out, without_fsetid():
+        return os.copy_file_range(fd_in, fd_out, min(arg.len, COPY_MAX), source, target)
+
+
+def _offset(value: int) -> int:
+    if value > OFFSET_MAX:
+        raise OSError(errno.EINVAL, "offset beyond loff_t")
+    return value
+
+
+@contextmanager
+def without_fsetid() -> Iterator[None]:
+    """The thread has no CAP_FSETID for a while: the host strips suid and sgid of what it modifies."""
+    dropped = lib.cred_drop_fsetid()
+    try:
+        yield
+    finally:
+        lib.cred_restore_fsetid(dropped)

@@ -1,0 +1,127 @@
+"""INIT, DESTROY, STATFS, SYNCFS: the mount as a whole.
+
+INIT settles what both sides do: fs/fuse/inode.c, fuse_send_init and process_init_reply, is the other half.
+"""
+
+import errno
+import os
+from typing import Any
+
+from vfsd._fuse import ffi, lib
+from vfsd.core import Core, Settings, check, packed
+from vfsd.door import Request, op
+
+#: Linux 5.4, the first kernel with virtiofs.
+MINOR_MIN = 31
+#: Linux 6.18. What is newer than the system's <linux/fuse.h> is in vfsd/fuse/newer.h.
+MINOR_MAX = 45
+
+#: Agreed to whenever the guest offers it.
+ALWAYS = (
+    lib.FUSE_ASYNC_READ
+    | lib.FUSE_ATOMIC_O_TRUNC
+    | lib.FUSE_BIG_WRITES
+    | lib.FUSE_AUTO_INVAL_DATA
+    | lib.FUSE_ASYNC_DIO
+    | lib.FUSE_PARALLEL_DIROPS
+    | lib.FUSE_ABORT_ERROR
+    | lib.FUSE_MAX_PAGES
+    | lib.FUSE_SETXATTR_EXT
+    | lib.FUSE_INIT_EXT
+    | lib.FUSE_CREATE_SUPP_GROUP
+)
+
+PAGE = 4096
+#: Pages of a request when the guest doesn't offer MAX_PAGES (FUSE_DEFAULT_MAX_PAGES_PER_REQ).
+PAGES_DEFAULT = 32
+#: Descriptors of a ring that carry no page (FUSE_HEADER_OVERHEAD, fs/fuse/virtio_fs.c).
+RING_OVERHEAD = 4
+
+LOW = 0xFFFFFFFF
+
+
+def wanted(settings: Settings) -> int:
+    """The INIT flags we agree to, flags2 in the upper half."""
+    flags: int = ALWAYS
+    if settings.readdirplus:
+        flags |= lib.FUSE_DO_READDIRPLUS | lib.FUSE_READDIRPLUS_AUTO
+    if settings.writeback:
+        flags |= lib.FUSE_WRITEBACK_CACHE
+    if settings.announce_submounts:
+        flags |= lib.FUSE_SUBMOUNTS
+    if settings.allow_mmap:
+        flags |= lib.FUSE_DIRECT_IO_ALLOW_MMAP
+    return flags
+
+
+@op("INIT", tail=True)
+def init(core: Core, request: Request, body: bytes) -> bytes:
+    # A guest before Linux 6.0 sends the struct's first 16 bytes.
+    asked = ffi.from_buffer("struct fuse_init_in *", body.ljust(ffi.sizeof("struct fuse_init_in"), b"\0"))
+    out = ffi.new("struct fuse_init_out *", {"major": lib.FUSE_KERNEL_VERSION, "minor": MINOR_MAX})
+    if asked.major > lib.FUSE_KERNEL_VERSION:
+        return packed(out)  # the guest asks again, with our major
+    if asked.major < lib.FUSE_KERNEL_VERSION or asked.minor < MINOR_MIN:
+        raise OSError(errno.EPROTO, f"the guest's FUSE {asked.major}.{asked.minor} is older than 7.{MINOR_MIN}")
+
+    offered = asked.flags
+    if offered & lib.FUSE_INIT_EXT:
+        offered |= asked.flags2 << 32
+    agreed = offered & wanted(core.settings)
+    pages = max(core.settings.queue_size - RING_OVERHEAD, 1)
+    if not agreed & lib.FUSE_MAX_PAGES:
+        pages = min(pages, PAGES_DEFAULT)
+
+    # Mounted already: the guest rebooted, and never sent DESTROY.
+    core.reset()
+    session = core.session
+    session.minor = min(asked.minor, MINOR_MAX)
+    session.flags = agreed
+    session.max_write = pages * PAGE
+    session.max_pages = pages
+    session.mounted = 1
+
+    out.minor = session.minor
+    out.max_readahead = asked.max_readahead
+    out.flags = agreed & LOW
+    out.flags2 = agreed >> 32
+    # As many asynchronous requests as the ring holds; "congested" at three quarters, as the guest's own default.
+    out.max_background = min(core.settings.queue_size, 0xFFFF)
+    out.congestion_threshold = out.max_background * 3 // 4
+    out.max_write = session.max_write
+    out.max_pages = pages
+    out.time_gran = 1
+    return packed(out)
+
+
+@op("DESTROY")
+def destroy(core: Core, request: Request) -> bytes:
+    core.reset()
+    return b""
+
+
+@op("STATFS")
+def statfs(core: Core, request: Request) -> bytes:
+    with core.inode(request.nodeid) as fd:
+        host = os.fstatvfs(fd)
+    out = ffi.new("struct fuse_statfs_out *")
+    out.st.blocks = host.f_blocks
+    out.st.bfree = host.f_bfree
+    out.st.bavail = host.f_bavail
+    out.st.files = host.f_files
+    out.st.ffree = host.f_ffree
+    out.st.bsize = host.f_bsize & LOW
+    out.st.namelen = host.f_namemax & LOW
+    out.st.frsize = host.f_frsize & LOW
+    return packed(out)
+
+
+@op("SYNCFS", "fuse_syncfs_in", blocking=True)
+def syncfs(core: Core, request: Request, arg: Any) -> bytes:
+    # syncfs(2) takes no O_PATH descriptor.
+    fd = core.open(request.nodeid, os.O_RDONLY)
+    try:
+        check(lib.sys_syncfs(fd))
+    finally:
+        os.close(fd)
+    return b""

@@ -1,0 +1,21 @@
+"""STATX (Linux 6.6): GETATTR's answer as struct statx, for the birth time."""
+
+from typing import Any
+
+from vfsd._fuse import ffi, lib
+from vfsd.core import Core, check, packed
+from vfsd.door import Request, op
+
+#: AT_STATX_SYNC_TYPE of <linux/stat.h>: the flags a guest passes on.
+SYNC_TYPE = 0x6000
+NSEC = 1_000_000_000
+
+
+@op("STATX", "wire_statx_in")
+def statx(core: Core, request: Request, arg: Any) -> bytes:
+    seconds, nsec = divmod(core.settings.attr_ns, NSEC)
+    out = ffi.new("struct wire_statx_out *", {"attr_valid": seconds, "attr_valid_nsec": nsec})
+    pin = core.handle(arg.fh) if arg.getattr_flags & lib.FUSE_GETATTR_FH else core.inode(request.nodeid)
+    with pin as fd:
+        check(lib.sys_statx(fd, arg.sx_flags & SYNC_TYPE, arg.sx_mask, ffi.addressof(out, "stat")))
+    return packed(out)

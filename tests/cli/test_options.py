@@ -1,0 +1,237 @@
+"""Every row of the option table, as text and as settings."""
+
+import re
+from typing import Any
+
+import pytest
+
+from vfsd.config import Config, parse
+from vfsd.errors import UsageError
+from vfsd.options import LEGACY, OPTIONS, Option
+from vfsd.values import IdMap
+
+LEAST = ["--shared-dir", "/srv", "--socket-path", "/run/s"]
+BASE = Config(shared_dir="/srv", socket_path="/run/s")
+
+#: Arguments, and what they change in BASE.
+ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("--shared-dir=/data", {"shared_dir": "/data"}),
+    ("--shared-dir /data", {"shared_dir": "/data"}),
+    ("--shared-dir /a --shared-dir /b", {"shared_dir": "/b"}),
+    ("--readonly", {"readonly": True}),
+    ("--tag home", {"tag": "home"}),
+    (f"--tag {'x' * 36}", {"tag": "x" * 36}),
+    (f"--tag {'ä' * 18}", {"tag": "ä" * 18}),
+    ("--socket-path=other", {"socket_path": "other"}),
+    ("--socket /old/name", {"socket_path": "/old/name"}),
+    ("--socket-group kvm", {"socket_group": "kvm"}),
+    ("--keep-listening", {"keep_listening": True}),
+    ("--cache never", {"cache": "never", "readdirplus": False}),
+    ("--cache=NEVER", {"cache": "never", "readdirplus": False}),
+    ("--cache none", {"cache": "never", "readdirplus": False}),
+    ("--cache metadata", {"cache": "metadata"}),
+    ("--cache Auto", {"cache": "auto"}),
+    ("--cache always", {"cache": "always"}),
+    ("--cache never --cache always", {"cache": "always"}),
+    ("--writeback", {"writeback": True}),
+    ("--allow-direct-io", {"allow_direct_io": True}),
+    ("--allow-mmap", {"allow_mmap": True}),
+    ("--no-readdirplus", {"readdirplus": False}),
+    ("--thread-pool-size 0", {"threads": 1}),
+    ("--thread-pool-size=1", {"threads": 1}),
+    ("--thread-pool-size=64", {"threads": 64}),
+    ("--xattr", {"xattr": True}),
+    ("--announce-submounts", {"announce_submounts": True}),
+    ("--no-announce-submounts", {"announce_submounts": False}),
+    ("--no-announce-submounts --announce-submounts", {"announce_submounts": True}),
+    ("--preserve-noatime", {"preserve_noatime": True}),
+    ("--posix-acl=never --security-label never --inode-file-handles=never --seccomp=none --no-killpriv-v2", {}),
+    ("--sandbox chroot", {"sandbox": "chroot"}),
+    ("--sandbox=none", {"sandbox": "none"}),
+    ("--sandbox=Namespace", {"sandbox": "namespace"}),
+    ("--modcaps=-mknod", {"modcaps": ((False, 27),)}),
+    ("--modcaps=+CAP_SYS_ADMIN:-chown", {"modcaps": ((True, 21), (False, 0))}),
+    ("--uid-map=:0:1000:1:", {"uid_map": (IdMap(0, 1000, 1),)}),
+    ("--uid-map /0/1000/1/", {"uid_map": (IdMap(0, 1000, 1),)}),
+    (
+        "--gid-map :0:1000:1: --gid-map=:1:100000:65536:",
+        {"gid_map": (IdMap(0, 1000, 1), IdMap(1, 100000, 65536))},
+    ),
+    ("--rlimit-nofile 0", {"rlimit_nofile": 0}),
+    ("--rlimit-nofile=1048576", {"rlimit_nofile": 1048576}),
+    *((f"--log-level {level}", {"log_level": level}) for level in ("error", "warn", "info", "debug", "trace", "off")),
+    ("--log-level DEBUG", {"log_level": "debug"}),
+    ("-d", {"log_level": "debug"}),
+    ("-d --log-level error", {"log_level": "error"}),
+    ("--syslog", {"syslog": True}),
+    ("-f", {}),
+    ("-o source=/data", {"shared_dir": "/data"}),
+    ("-o source=/with,,comma,xattr", {"shared_dir": "/with,comma", "xattr": True}),
+    ("-osource=/a=b", {"shared_dir": "/a=b"}),
+    ("-o cache=none", {"cache": "never", "readdirplus": False}),
+    ("-o cache=always,cache=auto", {"cache": "auto"}),
+    ("-o loglevel=err", {"log_level": "error"}),
+    ("-o log_level=debug", {"log_level": "debug"}),
+    ("-o sandbox=chroot,modcaps=+sys_admin", {"sandbox": "chroot", "modcaps": ((True, 21),)}),
+    ("-o xattr -o no_xattr", {"xattr": False}),
+    ("-o no_xattr --xattr", {"xattr": True}),
+    ("-o no_readdirplus", {"readdirplus": False}),
+    ("--no-readdirplus -o readdirplus", {"readdirplus": True}),
+    ("-o writeback,allow_direct_io", {"writeback": True, "allow_direct_io": True}),
+    ("-o no_writeback,no_allow_direct_io", {}),
+    ("-o announce_submounts", {}),
+    ("-o no_announce_submounts", {"announce_submounts": False}),
+    ("-o no_killpriv_v2,no_posix_acl,no_security_label,no_posix_lock,no_flock", {}),
+    ("-o xattr,", {"xattr": True}),
+]
+
+#: Arguments, and what the sentence must say.
+REFUSED = [
+    ("--shared-dir=", "--shared-dir must be a path"),
+    ("--shared-dir", "--shared-dir"),
+    ("--tag=", "--tag must be 1 to 36 bytes"),
+    (f"--tag {'x' * 37}", "--tag must be 1 to 36 bytes"),
+    (f"--tag {'ä' * 19}", "--tag must be 1 to 36 bytes"),
+    ("--socket-path=", "--socket-path must be a path"),
+    ("--socket-group=", "--socket-group must be"),
+    ("--fd 3", "--socket-path and --fd exclude each other"),
+    ("--fd=-1", "--fd must be a number"),
+    ("--fd=x", "--fd must be a number"),
+    ("--fd=4294967296", "--fd must be a number"),
+    ("--cache=sometimes", "--cache must be one of auto, always, never, metadata"),
+    ("--thread-pool-size=-1", "--thread-pool-size must be a number from 0 to 256"),
+    ("--thread-pool-size=257", "--thread-pool-size must be a number from 0 to 256"),
+    ("--thread-pool-size=many", "--thread-pool-size"),
+    ("--thread-pool-size=٣", "--thread-pool-size"),
+    ("--sandbox=jail", "--sandbox must be one of namespace, chroot, none"),
+    ("--modcaps=mknod", "--modcaps must be a list"),
+    ("--modcaps=+no_such_capability", "--modcaps must be a list"),
+    ("--modcaps=", "--modcaps must be a list"),
+    ("--uid-map=0:1000:1", "--uid-map must be of the form"),
+    ("--uid-map=:0:1000:", "--uid-map must be of the form"),
+    ("--uid-map=:0:1000:1", "--uid-map must be of the form"),
+    ("--uid-map=:a:1000:1:", "--uid-map must be of the form"),
+    ("--uid-map=", "--uid-map must be of the form"),
+    ("--gid-map=:0:1000:0:", "--gid-map must be a range"),
+    ("--gid-map=:0:4294967295:2:", "--gid-map must be a range"),
+    ("--uid-map=:0:1000:1: --sandbox=none", "--uid-map needs --sandbox=namespace"),
+    ("--gid-map=:0:1000:1: --sandbox=chroot", "--gid-map needs --sandbox=namespace"),
+    ("--rlimit-nofile=x", "--rlimit-nofile must be a number"),
+    ("--log-level=loud", "--log-level must be one of error, warn"),
+    ("--readonly=yes", "--readonly"),
+    ("--seccomp=maybe", "--seccomp must be one of none"),
+    ("--posix-acl=maybe", "--posix-acl must be one of never"),
+    ("--no-such-option", "--no-such-option"),
+    ("--read", "--read"),
+    ("somewhere", "somewhere"),
+    ("-o nonsense", "-o nonsense: there is no such option"),
+    ("-o cache", "-o cache: needs a value"),
+    ("-o xattr=on", "-o xattr: takes no value"),
+    ("-o cache=sometimes", "-o cache must be one of"),
+    ("-o source=", "-o source must be a path"),
+    ("-o", "-o"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "changes"), ACCEPTED, ids=[arguments for arguments, _ in ACCEPTED])
+def test_accepted(arguments: str, changes: dict[str, Any]) -> None:
+    assert parse([*LEAST, *arguments.split()]) == BASE._replace(**changes)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+def test_refused(arguments: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)) as caught:
+        parse([*LEAST, *arguments.split()])
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_every_option_is_tried() -> None:
+    tried = " ".join(arguments for arguments, _ in ACCEPTED)
+    for row in OPTIONS:
+        if row.built and not row.prints and "--help" not in row.names and "--fd" not in row.names:
+            assert all(re.search(rf"(^| ){name}\b", tried) for name in row.names), row.names
+            assert all(re.search(rf"[ ,]{key}\b", tried) for key, text in row.legacy.items() if text != "always"), row
+
+
+@pytest.mark.parametrize("row", [row for row in OPTIONS if not row.built], ids=lambda row: row.spellings or "-o")
+def test_an_option_not_built_says_so_by_name(row: Option) -> None:
+    for name in row.names:
+        with pytest.raises(UsageError, match=f"^{name} is not built yet in vfsd"):
+            parse([*LEAST, f"{name}=anything" if row.metavar else name])
+    for key, text in row.legacy.items():
+        with pytest.raises(UsageError, match=f"^-o {key} is not built yet in vfsd"):
+            parse([*LEAST, "-o", key if text else f"{key}=anything"])
+
+
+@pytest.mark.parametrize("row", [row for row in OPTIONS if row.unbuilt], ids=lambda row: row.spellings)
+def test_a_value_not_built_says_so_by_name(row: Option) -> None:
+    (name,) = row.names
+    for word in row.unbuilt:
+        with pytest.raises(UsageError, match=f"^{name}(={word})? is not built yet in vfsd"):
+            parse([*LEAST, f"{name}={word}"])
+
+
+@pytest.mark.parametrize("arguments", ["--posix-acl", "--security-label", "-o posix_acl", "-o security_label"])
+def test_a_switch_not_built_says_so_by_name(arguments: str) -> None:
+    with pytest.raises(UsageError, match=f"^{arguments} is not built yet in vfsd"):
+        parse([*LEAST, *arguments.split()])
+
+
+@pytest.mark.parametrize("arguments", ["-o flock", "-o posix_lock", "-o xattr,flock"])
+def test_shared_locks_are_refused_as_virtiofsd_does(arguments: str) -> None:
+    with pytest.raises(UsageError, match="is not built yet in vfsd"):
+        parse([*LEAST, *arguments.split()])
+
+
+def test_a_share_and_a_socket_are_required() -> None:
+    for arguments, missing in (
+        ([], "--shared-dir"),
+        (["--socket-path", "s"], "--shared-dir"),
+        (["--shared-dir", "/srv"], "--socket-path"),
+    ):
+        with pytest.raises(UsageError, match=missing):
+            parse(arguments)
+
+
+def test_an_inherited_socket_stands_for_a_path() -> None:
+    assert parse(["--fd=7", "-o", "source=/srv"]) == Config(shared_dir="/srv", fd=7)
+    with pytest.raises(UsageError, match="--socket-group and --fd"):
+        parse(["--fd=7", "--shared-dir=/srv", "--socket-group=kvm"])
+
+
+def test_a_path_may_be_of_any_bytes() -> None:
+    path = b"/srv/\xff".decode(errors="surrogateescape")
+    assert parse(["--shared-dir", path, "--fd=3"]).shared_dir == path
+
+
+def test_validity_follows_the_cache_mode() -> None:
+    seconds = {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}
+    assert {mode: BASE._replace(cache=mode).validity for mode in seconds} == {
+        mode: value * 10**9 for mode, value in seconds.items()
+    }
+
+
+def test_the_table_agrees_with_the_settings() -> None:
+    assert {row.setting for row in OPTIONS if row.setting} == set(Config._fields)
+    assert len(LEGACY) == sum(len(row.legacy) for row in OPTIONS)
+    names = [name for row in OPTIONS for name in row.names]
+    assert len(names) == len(set(names))
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    shown = " ".join(text.split())
+    for row in OPTIONS:
+        assert all(name in shown for name in row.names), row.names
+        assert not row.names or " ".join(row.help.split())[:30] in shown
+    # What other tools look for, as they do: without wrapping.
+    for name in ("--readonly", "--sandbox", "--inode-file-handles", "--translate-uid"):
+        assert name in text
+    assert "Translate user ids without a user namespace; not built yet" in shown
+    assert "(default: auto)" in shown and "(default: namespace)" in shown
+    assert "-device vhost-user-fs-pci" in text and "share=on" in text
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,114 @@
+"""The `vfsd` command.
+
+Rule 1. The socket exists before anything slow is imported: managers wait for it, Lima one second.
+Rule 2. What goes wrong is one sentence and an exit status (`vfsd.errors`); a traceback is for --log-level=debug.
+"""
+
+import os
+import signal
+import sys
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from vfsd.config import Config, parse
+from vfsd.errors import Failure, UsageError
+from vfsd.listen import Listener, listen
+
+if TYPE_CHECKING:
+    from vfsd import sandbox
+
+
+def main() -> int:
+    """Returns 0 when the front-end has left, 1 on a failure or when told to end, 2 on wrong usage."""
+    _open_standard_files()
+    try:
+        config = parse(sys.argv[1:])
+        config = config._replace(shared_dir=_share(config.shared_dir))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, _end)
+        listener = listen(config)
+    except Failure as error:
+        _complain(str(error))
+        return error.exit_status
+    except Exception as error:
+        _complain(f"internal error: {error!r}")
+        return 1
+    try:
+        return _serve(config, listener)
+    finally:
+        listener.close()
+
+
+def _serve(config: Config, listener: Listener) -> int:
+    """The life of the daemon once its socket exists; returns the exit status."""
+    import logging
+
+    from vfsd.log import setup
+
+    setup(config.log_level, config.syslog)
+    log = logging.getLogger("vfsd")
+    try:
+        from vfsd import sandbox
+
+        return sandbox.run(config, _preload, partial(_inside, config, listener))
+    except Failure as error:
+        log.error("%s", error)
+        return error.exit_status
+    except Exception as error:
+        log.error("internal error: %r (--log-level=debug shows where)", error)
+        log.debug("it came from", exc_info=error)
+        return 1
+
+
+def _preload() -> None:
+    """Imports whatever is used behind the walls."""
+    import vfsd.control  # noqa: F401
+
+
+def _inside(config: Config, listener: Listener, share: "sandbox.Share") -> int:
+    """The control process, behind the walls."""
+    from vfsd.control import Control
+
+    if config.sandbox != "none":
+        listener.detach()
+    return Control(config, listener, share).run()
+
+
+def _share(path: str) -> str:
+    """The real path of the shared directory."""
+    try:
+        real = os.path.realpath(path, strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"--shared-dir {path} does not exist: make it, or name another directory") from None
+    except OSError as error:
+        raise Failure(f"--shared-dir {path} can't be reached: {error.strerror}") from None
+    if not os.path.isdir(real):
+        raise UsageError(f"--shared-dir {path} is not a directory: name the directory that holds it")
+    return real
+
+
+def _open_standard_files() -> None:
+    """Fills 0 to 2 where the manager closed them: else the next descriptor opened would be taken for standard error."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """Until the control process or the launcher takes the signals over: leave, by way of `listener.close`."""
+    raise SystemExit(1)
+
+
+def _complain(sentence: str) -> None:
+    try:
+        print(f"vfsd: {sentence}", file=sys.stderr, flush=True)
+    except OSError:
+        # Nobody reads it. Without this Python's own last flush fails again, and that changes the exit status.
+        sys.stderr = None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

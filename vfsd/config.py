@@ -1,0 +1,208 @@
+"""The settings of a daemon, and the command line that gives them.
+
+Rule 1. `Config` holds the defaults, and a default is what is really done.
+Rule 2. What an option is called, takes and means is a row of `vfsd.options`; the parser here knows no option by name.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from vfsd.errors import UsageError
+from vfsd.options import GROUPS, LEGACY, Option
+from vfsd.values import IdMap
+
+
+class Config(NamedTuple):
+    """One daemon's settings, frozen. Built by `parse`; tests may build one directly.
+
+    A NamedTuple, since importing dataclasses takes as long as all the rest of the way to the socket.
+    """
+
+    #: The directory to share, as the user spelled it; `__main__` replaces it by its real path before it is used.
+    shared_dir: str = ""
+    #: Name in the device's config space, at most 36 bytes of UTF-8. "": no config space is offered.
+    tag: str = ""
+
+    #: Where to create the socket; "" with `fd`. Exactly one of both is set.
+    socket_path: str = ""
+    #: A listening socket inherited from the manager.
+    fd: int | None = None
+    #: Group name or number of the socket, whose mode is 0660 then, and 0600 without.
+    socket_group: str = ""
+    #: Wait for another front-end when one has left, rather than exit 0.
+    keep_listening: bool = False
+
+    #: never, metadata, auto or always.
+    cache: str = "auto"
+    #: False whenever `cache` is never: READDIRPLUS gains nothing there.
+    readdirplus: bool = True
+    writeback: bool = False
+    allow_direct_io: bool = False
+    allow_mmap: bool = False
+    xattr: bool = False
+    announce_submounts: bool = True
+    preserve_noatime: bool = False
+    readonly: bool = False
+    #: Threads lent to each ring, at least 1.
+    threads: int = 1
+
+    #: namespace, chroot or none.
+    sandbox: str = "namespace"
+    #: Changes to the set of capabilities kept, in order: (add, number).
+    modcaps: tuple[tuple[bool, int], ...] = ()
+    #: Lines of the user namespace's maps; empty: the sandbox chooses.
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
+    #: RLIMIT_NOFILE to set; 0 leaves it alone; None: the smaller of 1,000,000 and fs.nr_open, as far as permitted.
+    rlimit_nofile: int | None = None
+
+    #: error, warn, info, debug, trace or off.
+    log_level: str = "info"
+    syslog: bool = False
+
+    @property
+    def validity(self) -> int:
+        """How long the guest may trust a name or an attribute without asking, in nanoseconds."""
+        return {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}[self.cache] * 1_000_000_000
+
+
+class _Take(argparse.Action):
+    """Stores what one option gives, by its row."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, row: Option, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, **kwargs)
+        self.row = row
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        _store(namespace, self.row, values if isinstance(values, str) else self.row.constant, option or self.dest)
+
+
+class _TakeLegacy(argparse.Action):
+    """Stores what the items of an `-o` list give: `key` or `key=value`, a comma in a value doubled."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        for item in values.replace(",,", "\0").split(","):
+            if not item:
+                continue
+            key, equals, text = item.replace("\0", ",").partition("=")
+            if key not in LEGACY:
+                raise UsageError(f"-o {key}: there is no such option; vfsd --help lists them")
+            row, meaning = LEGACY[key]
+            if bool(equals) != (meaning is None):
+                raise UsageError(f"-o {key}: {'takes no value' if equals else f'needs a value: -o {key}=VALUE'}")
+            _store(namespace, row, text if meaning is None else meaning, f"-o {key}")
+
+
+def _store(namespace: argparse.Namespace, row: Option, text: str, name: str) -> None:
+    value = row.value(text, name)
+    if row.repeats:
+        value = (*getattr(namespace, row.setting, ()), value)
+    if row.setting:
+        setattr(namespace, row.setting, value)
+
+
+class _Print(argparse.Action):
+    """Prints what the row gives and ends the program with status 0."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, row: Option, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+        self.row = row
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert self.row.prints is not None
+        print(self.row.prints())
+        parser.exit()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vfsd",
+        usage="vfsd --shared-dir DIR --socket-path SOCKET [option ...]",
+        description="Shares a host directory with a QEMU guest through virtiofs: a vhost-user-fs back-end.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title, rows in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for row in rows:
+            if row.names:
+                group.add_argument(*row.names, help=describe(row).replace("%", "%%"), **_keywords(row))
+    group = parser.add_argument_group("options of older virtiofsds")
+    group.add_argument("-o", action=_TakeLegacy, metavar="KEY[=VALUE],...", help=_legacy_help())
+    return parser
+
+
+def _keywords(row: Option) -> dict[str, Any]:
+    if "--help" in row.names:
+        return {"action": "help"}
+    if row.prints:
+        return {"action": _Print, "row": row}
+    if not row.metavar:
+        return {"action": _Take, "row": row, "nargs": 0}
+    if row.metavar.startswith("["):
+        return {"action": _Take, "row": row, "nargs": "?", "metavar": row.metavar.strip("[]")}
+    return {"action": _Take, "row": row, "metavar": row.metavar}
+
+
+def describe(row: Option) -> str:
+    """The help of a row, with its default."""
+    if not row.built:
+        return f"{row.help}; not built yet"
+    default = row.default or (row.metavar and Config._field_defaults[row.setting])
+    return f"{row.help} (default: {default})" if default else row.help
+
+
+def _legacy_help() -> str:
+    keys = [key if text else f"{key}=" for key, (row, text) in LEGACY.items() if row.built]
+    return f"The same in one list, a comma in a value doubled: {', '.join(keys)}"
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The settings that these arguments (without the program's name) ask for. Looks at nothing but the arguments.
+
+    Raises UsageError. Options that only print something print it and raise SystemExit(0).
+    """
+    parser = _parser()
+    if not argv:
+        raise UsageError(f"nothing to share; usage: {parser.usage}; vfsd --help explains the options")
+    config = Config(**vars(parser.parse_args(argv)))
+    if not config.shared_dir:
+        raise UsageError("--shared-dir is missing: name the directory to share")
+    if config.socket_path and config.fd is not None:
+        raise UsageError("--socket-path and --fd exclude each other: leave one out")
+    if not config.socket_path and config.fd is None:
+        raise UsageError("--socket-path is missing: name the socket to create, or pass a listening one with --fd")
+    if config.socket_group and config.fd is not None:
+        raise UsageError("--socket-group and --fd exclude each other: whoever made the socket sets its group")
+    for name, given in (("--uid-map", config.uid_map), ("--gid-map", config.gid_map)):
+        if given and config.sandbox != "namespace":
+            raise UsageError(f"{name} needs --sandbox=namespace: only a user namespace has a map")
+    return config._replace(readdirplus=False) if config.cache == "never" else config
+
+
+EXAMPLES = """\
+examples:
+  vfsd --shared-dir /srv/data --socket-path /tmp/data.sock
+  qemu-system-x86_64 -m 4G ... \\
+      -object memory-backend-memfd,id=mem,size=4G,share=on -machine memory-backend=mem \\
+      -chardev socket,id=data,path=/tmp/data.sock \\
+      -device vhost-user-fs-pci,chardev=data,tag=data,queue-size=1024
+and in the guest:
+  mount -t virtiofs data /mnt
+
+Options that virtiofsd has and vfsd has not yet built end the start with status 2 and their name.
+Exit status: 0 the guest left, 1 failed or was told to end (SIGTERM, SIGHUP), 2 wrong usage.
+"""

@@ -1,0 +1,294 @@
+"""The command line as data: one row per option. Parsing, `--help`, docs/options.md and "not built yet" come from it.
+
+Names and meanings are those of Rust virtiofsd 1.14, unless a row says "vfsd only". What virtiofsd has and vfsd has not
+built is a row too, or a word in its row's `unbuilt`: it ends the start by name rather than being ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vfsd import information, values
+from vfsd.errors import UsageError
+
+
+class Option(NamedTuple):
+    """One option. What it gives is text until `value` has checked it; without a value it gives the text `constant`."""
+
+    #: How it is typed, separated by spaces. "": it exists in `-o` lists only.
+    spellings: str
+    help: str
+    #: The field of Config it sets; "": nothing to keep, since it accepts only what is done anyway.
+    setting: str = ""
+    #: Its value in `--help`; "": it takes none; in brackets: the value may be left out.
+    metavar: str = ""
+    constant: str = "on"
+    #: The words it accepts, in any case, and what each is in Config. Empty: `convert` decides.
+    words: Mapping[str, Any] = {}
+    #: Words that virtiofsd accepts too, for what vfsd has not built.
+    unbuilt: tuple[str, ...] = ()
+    convert: values.Convert = str
+    #: Its keys in `-o` lists: the text each stands for, or None for what follows "=".
+    legacy: Mapping[str, str | None] = {}
+    #: Each use adds to what the ones before gave; otherwise the last wins.
+    repeats: bool = False
+    built: bool = True
+    #: The default in words, where Config's own value does not say it.
+    default: str = ""
+    #: Makes what the option prints before it ends the program.
+    prints: information.Text | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return self.spellings.split()
+
+    def value(self, text: str, name: str) -> Any:
+        """What `text` means to Config; `name` is the option as the user typed it. Raises UsageError."""
+        word = text.lower()
+        if not self.built or word in self.unbuilt:
+            given = f"{name}={text}" if word in self.unbuilt and word != self.constant else name
+            raise UsageError(f"{given} is not built yet in vfsd: leave it out")
+        if self.words:
+            if word not in self.words:
+                raise UsageError(f"{name} must be one of {', '.join(self.words)}, not {text!r}")
+            return self.words[word]
+        try:
+            return self.convert(text)
+        except ValueError as error:
+            raise UsageError(f"{name} must be {error}, not {text!r}") from None
+
+
+def _switch(key: str) -> dict[str, str | None]:
+    return {key: "on", f"no_{key}": "off"}
+
+
+_SWITCH = {"on": True, "off": False}
+#: There is nothing to choose: the only word that describes what is done.
+_NEVER = {"never": None}
+_ACCEPTED = {"on": None}
+_CACHE = {"auto": "auto", "always": "always", "never": "never", "metadata": "metadata", "none": "never"}
+_LEVELS = {word: word for word in ("error", "warn", "info", "debug", "trace", "off")} | {"err": "error"}
+
+_SHARE = (
+    Option(
+        *("--shared-dir", "The directory to share", "shared_dir", "DIR"),
+        convert=values.path,
+        legacy={"source": None},
+    ),
+    Option("--readonly", "Let the guest read only", "readonly", words=_SWITCH),
+    Option(
+        "--tag",
+        f"Name of the share in the device's config space, at most {values.TAG_MAX} bytes; QEMU's vhost-user-fs-pci has "
+        "a tag= of its own and does not ask",
+        *("tag", "TAG"),
+        convert=values.tag,
+        default="no config space",
+    ),
+)
+
+_SOCKET = (
+    Option(
+        "--socket-path --socket",
+        "Create this socket and wait for the front-end (QEMU) there; SOCKET.pid exists while the socket does",
+        *("socket_path", "SOCKET"),
+        convert=values.path,
+    ),
+    Option(
+        *("--socket-group", "Let this group connect too: mode 0660 rather than 0600", "socket_group", "GROUP"),
+        convert=values.name,
+    ),
+    Option(
+        *("--fd", "Wait on this inherited, listening socket instead", "fd", "N"),
+        convert=values.number,
+    ),
+    Option(
+        "--keep-listening",
+        "When a front-end leaves, wait for the next rather than exit with 0 (vfsd only)",
+        "keep_listening",
+        words=_SWITCH,
+    ),
+)
+
+_CACHING = (
+    Option(
+        "--cache",
+        "How long the guest trusts what it knows: never; auto: a second; always: a day; metadata: names and attributes "
+        "for a day, file data never",
+        *("cache", "MODE"),
+        words=_CACHE,
+        legacy={"cache": None},
+    ),
+    Option(
+        *("--writeback", "Let the guest gather writes; only where nobody else changes the files", "writeback"),
+        words=_SWITCH,
+        legacy=_switch("writeback"),
+    ),
+    Option(
+        *("--allow-direct-io", "Pass the guest's O_DIRECT on to the host", "allow_direct_io"),
+        words=_SWITCH,
+        legacy=_switch("allow_direct_io"),
+    ),
+    Option(
+        *("--allow-mmap", "Allow shared mappings where file data is not cached (guest from Linux 6.6)", "allow_mmap"),
+        words=_SWITCH,
+    ),
+    Option(
+        *("--no-readdirplus", "Don't send attributes along with directory listings", "readdirplus"),
+        constant="off",
+        words=_SWITCH,
+        legacy=_switch("readdirplus"),
+    ),
+    Option(
+        *("--thread-pool-size", f"Threads that serve each queue, at most {values.THREADS_MAX}; 0 is 1", "threads", "N"),
+        convert=values.threads,
+    ),
+)
+
+_SEMANTICS = (
+    Option("--xattr", "Offer extended attributes", "xattr", words=_SWITCH, legacy=_switch("xattr")),
+    Option(
+        *("--announce-submounts", "Show host mounts below the share as mounts; the default", "announce_submounts"),
+        words=_SWITCH,
+        legacy=_switch("announce_submounts"),
+    ),
+    Option(
+        *("--no-announce-submounts", "Show the share as one file system", "announce_submounts"),
+        constant="off",
+        words=_SWITCH,
+    ),
+    Option(
+        *("--preserve-noatime", "Pass the guest's O_NOATIME on to the host", "preserve_noatime"),
+        words=_SWITCH,
+    ),
+    Option(
+        *("--posix-acl", "POSIX access control lists; auto and always are not built yet", "", "[never]"),
+        constant="always",
+        words=_NEVER,
+        unbuilt=("auto", "always"),
+        legacy={"posix_acl": "always", "no_posix_acl": "never"},
+        default="never",
+    ),
+    Option(
+        *("--security-label", "Security labels set at creation; auto and always are not built yet", "", "[never]"),
+        constant="always",
+        words=_NEVER,
+        unbuilt=("auto", "always"),
+        legacy={"security_label": "always", "no_security_label": "never"},
+        default="never",
+    ),
+    Option(
+        "--inode-file-handles",
+        "Keep file handles rather than open descriptors; prefer and mandatory are not built yet",
+        *("", "never"),
+        words=_NEVER,
+        unbuilt=("prefer", "fallback", "mandatory"),
+        default="never",
+    ),
+    Option(
+        *("--no-killpriv-v2", "Leave it to the guest to drop set-id bits; the default"),
+        words=_ACCEPTED,
+        legacy={"no_killpriv_v2": "on"},
+    ),
+    Option("--killpriv-v2", "Drop set-id bits and capabilities here", built=False, legacy={"killpriv_v2": "on"}),
+    Option(
+        *("--xattrmap", "Rename extended attributes on their way", "", "RULES"),
+        built=False,
+        legacy={"xattrmap": None},
+    ),
+)
+
+_SANDBOX = (
+    Option(
+        "--sandbox",
+        "What keeps the daemon inside the share: namespace (also without privilege), chroot (root only), or none",
+        *("sandbox", "MODE"),
+        words={word: word for word in ("namespace", "chroot", "none")},
+        legacy={"sandbox": None},
+    ),
+    Option(
+        *("--modcaps", "Keep (+) or drop (-) capabilities: --modcaps=+sys_admin:-mknod", "modcaps", "LIST"),
+        convert=values.modcaps,
+        legacy={"modcaps": None},
+        default="those that serving files needs",
+    ),
+    Option(
+        "--uid-map",
+        "In the user namespace, COUNT user ids from INSIDE on are OUTSIDE and up on the host; repeatable",
+        *("uid_map", ":INSIDE:OUTSIDE:COUNT:"),
+        convert=values.id_map,
+        repeats=True,
+    ),
+    Option(
+        *("--gid-map", "The same for group ids", "gid_map", ":INSIDE:OUTSIDE:COUNT:"),
+        convert=values.id_map,
+        repeats=True,
+    ),
+    Option("--translate-uid", "Translate user ids without a user namespace", "", "RULE", built=False),
+    Option("--translate-gid", "Translate group ids without a user namespace", "", "RULE", built=False),
+    Option(
+        *("--seccomp", "Filter of system calls; kill, log and trap are not built yet", "", "none"),
+        words={"none": None},
+        unbuilt=("kill", "log", "trap"),
+        default="none",
+    ),
+)
+
+_PROCESS = (
+    Option(
+        *("--rlimit-nofile", "Limit of open files; 0 leaves it as it is", "rlimit_nofile", "N"),
+        convert=values.number,
+        default="1000000, or fs.nr_open if that is less",
+    ),
+    Option(
+        *("--log-level", "error, warn, info, debug, trace or off", "log_level", "LEVEL"),
+        words=_LEVELS,
+        legacy={"loglevel": None, "log_level": None},
+    ),
+    Option("-d", "The same as --log-level=debug", "log_level", constant="debug", words={"debug": "debug"}),
+    Option("--syslog", "Log to syslog rather than to standard error", "syslog", words=_SWITCH),
+)
+
+_MIGRATION = (
+    Option("--migration-mode", "How a migrated guest's files are found again", "", "MODE", built=False),
+    Option("--migration-on-error", "What happens if one is not found", "", "ACTION", built=False),
+    Option("--migration-verify-handles", "Check file handles on arrival", built=False),
+    Option("--migration-confirm-paths", "Check paths before leaving", built=False),
+)
+
+_COMPATIBILITY = (
+    Option("-f", "No effect: vfsd never leaves the foreground", words=_ACCEPTED),
+    Option(
+        *("", "No effect: locks are the guest's own"),
+        words=_ACCEPTED,
+        legacy={"no_posix_lock": "on", "no_flock": "on"},
+    ),
+    Option("", "Locks that other guests and the host see", built=False, legacy={"posix_lock": "on", "flock": "on"}),
+)
+
+_INFORMATION = (
+    Option("-h --help", "Show this text"),
+    Option("-V --version", "Show the version", prints=information.version),
+    Option("--print-capabilities", "Show what managers want to know, as JSON", prints=information.capabilities),
+    Option(
+        "--print-descriptor",
+        "Show the file by which managers find vfsd: put it into /etc/qemu/vhost-user (vfsd only)",
+        prints=information.descriptor,
+    ),
+)
+
+#: The rows, under the titles of `--help`.
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "what to share": _SHARE,
+    "where the guest connects": _SOCKET,
+    "caching and data path": _CACHING,
+    "file-system semantics": _SEMANTICS,
+    "sandbox and identity": _SANDBOX,
+    "process and log": _PROCESS,
+    "migration": _MIGRATION,
+    "compatibility": _COMPATIBILITY,
+    "information, without privilege": _INFORMATION,
+}
+
+OPTIONS: tuple[Option, ...] = tuple(row for rows in GROUPS.values() for row in rows)
+
+#: Every key of an `-o` list: its row, and the text it stands for, or None for what follows "=".
+LEGACY: dict[str, tuple[Option, str | None]] = {k: (row, text) for row in OPTIONS for k, text in row.legacy.items()}

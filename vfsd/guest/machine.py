@@ -1,0 +1,199 @@
+"""The QEMU process: its arguments, its descriptors, its end."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfsd.guest.daemon import bound_to_us, describe_status
+from vfsd.guest.errors import GuestError
+from vfsd.guest.monitor import Monitor
+
+#: Mebibytes below which a distribution kernel and an initramfs of ours do not come up.
+LEAST_MEMORY = 160
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the machine is made of; the defaults are what `vfsd-guest` has."""
+
+    #: The program, a name in PATH or any executable, such as a wrapper that calls a private QEMU.
+    qemu: str = "qemu-system-x86_64"
+    #: Directories with firmware, for -L.
+    qemu_data: Sequence[str] = ()
+    #: More arguments, put last.
+    qemu_args: Sequence[str] = ()
+    #: Environment of QEMU; None is ours.
+    environment: Mapping[str, str] | None = None
+    #: Mebibytes.
+    memory: int = 1024
+    #: Virtual processors; 0 is two under KVM and one under TCG, where a second one costs boot time.
+    cpus: int = 0
+    #: auto, kvm or tcg.
+    accel: str = "auto"
+    #: Entries in each virtqueue of a share, a power of two up to 1024.
+    queue_size: int = 1024
+    #: Request queues of a share. Linux uses more than one from 6.11 on.
+    queues: int = 1
+    #: More words for the kernel's command line.
+    kernel_args: Sequence[str] = field(default=())
+
+    def program(self) -> list[str]:
+        """The start of any command line for this QEMU. Raises GuestError if there is none."""
+        path = shutil.which(self.qemu)
+        if path is None:
+            hint = (
+                "apt install qemu-system-x86" if self.qemu == Settings.qemu else "give --qemu the path of an executable"
+            )
+            raise GuestError(f"there is no {self.qemu}: {hint}")
+        return [path, *(word for directory in self.qemu_data for word in ("-L", directory))]
+
+    def check(self) -> None:
+        """Raises GuestError for values that QEMU or the guest would fail on in a less readable way."""
+        if self.memory < LEAST_MEMORY:
+            raise GuestError(f"{self.memory} MiB of memory are too few to boot; give --memory {LEAST_MEMORY} or more")
+        if not 2 <= self.queue_size <= 1024 or self.queue_size & (self.queue_size - 1):
+            raise GuestError(f"--queue-size {self.queue_size}: a power of two from 2 to 1024 is needed")
+        if not 1 <= self.queues <= 1023:
+            raise GuestError(f"--queues {self.queues}: 1 to 1023 is needed")
+        if self.cpus < 0:
+            raise GuestError(f"--cpus {self.cpus}: 1 or more is needed")
+
+
+def arguments(
+    settings: Settings,
+    accelerator: str,
+    kernel: Path,
+    initramfs: Path,
+    console: Path,
+    shares: Sequence[tuple[str, Path]],
+    ports: Mapping[str, int],
+    host_root: bool,
+) -> list[str]:
+    """QEMU's argument list. `shares` are (tag, socket path). `ports` maps names of virtio-serial ports to inherited
+    descriptors; "qmp" is the monitor and "tty" a virtio console."""
+    cpus = settings.cpus or (2 if accelerator == "kvm" else 1)
+    words = ["-name", "vfsd-guest", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"]
+    words += ["-machine", f"q35,accel={accelerator},memory-backend=mem,vmport=off", "-smp", str(cpus)]
+    words += ["-cpu", "host"] if accelerator == "kvm" else []
+    # The daemon maps the guest's memory, so it must be shared.
+    words += ["-m", f"{settings.memory}M", "-object", f"memory-backend-memfd,id=mem,size={settings.memory}M,share=on"]
+    root = "host" if host_root else "busybox"
+    command_line = ["console=ttyS0", "panic=-1", "random.trust_cpu=on", f"vfsd.root={root}", *settings.kernel_args]
+    words += ["-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(command_line)]
+    words += ["-chardev", f"file,id=console,path={_escape(console)}", "-serial", "chardev:console"]
+    words += ["-device", "virtio-serial-pci,max_ports=31"]
+    for name, descriptor in ports.items():
+        words += ["-chardev", f"socket,id={name},fd={descriptor}"]
+        if name == "qmp":
+            words += ["-mon", "chardev=qmp,mode=control"]
+        elif name == "tty":
+            words += ["-device", "virtconsole,chardev=tty,name=tty"]
+        else:
+            words += ["-device", f"virtserialport,chardev={name},name={name}"]
+    for number, (tag, path) in enumerate(shares):
+        words += ["-chardev", f"socket,id=share{number},path={_escape(path)}"]
+        device = f"vhost-user-fs-pci,chardev=share{number},tag={tag},queue-size={settings.queue_size}"
+        words += ["-device", device + (f",num-request-queues={settings.queues}" if settings.queues != 1 else "")]
+    if host_root:
+        words += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
+        words += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=vfsd-root"]
+    return [*words, *settings.qemu_args]
+
+
+def _escape(path: Path) -> str:
+    """A comma ends a value in QEMU's option lists unless it is doubled."""
+    return str(path).replace(",", ",,")
+
+
+class Machine:
+    """A running QEMU. Its ports are our ends of socket pairs, by name."""
+
+    def __init__(
+        self, program: Sequence[str], names: Sequence[str], log: Path, environment: Mapping[str, str] | None
+    ) -> None:
+        pairs = {name: socket.socketpair() for name in names}
+        self.ports = {name: pair[0] for name, pair in pairs.items()}
+        self.theirs = {name: pair[1] for name, pair in pairs.items()}
+        self.argv = list(program)
+        self.monitor: Monitor | None = None
+        self._log = log
+        self._environment = environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def descriptors(self) -> dict[str, int]:
+        """The descriptors that QEMU inherits, for its argument list."""
+        return {name: end.fileno() for name, end in self.theirs.items()}
+
+    def start(self, words: Sequence[str]) -> None:
+        """Starts QEMU and its monitor session. Raises GuestError if it ends at once."""
+        self.argv += words
+        try:
+            with open(self._log, "ab") as output:
+                self.process = subprocess.Popen(
+                    [*bound_to_us("KILL"), *self.argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=list(self.descriptors().values()),
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise GuestError(f"{self.argv[0]} does not start: {error.strerror}") from None
+        finally:
+            if self.process is not None:
+                self._drop_theirs()
+        try:
+            self.monitor = Monitor(self.ports["qmp"])
+        except GuestError:
+            if ended := self.ended(1):
+                raise GuestError(f"{ended} at once; what it says is above") from None
+            raise
+
+    def ended(self, wait: float = 0) -> str | None:
+        """How QEMU ended, or None if it still runs after `wait` seconds."""
+        if self.process is None:
+            return None
+        try:
+            return f"QEMU ended with {describe_status(self.process.wait(wait))}"
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close(self) -> None:
+        """Ends QEMU if it runs, and closes what is ours."""
+        if self.process is not None and self.process.poll() is None:
+            try:
+                if self.monitor is None:
+                    raise GuestError("no monitor")
+                self.monitor.execute("quit", timeout=3)
+                self.process.wait(3)
+            except (GuestError, subprocess.TimeoutExpired):
+                self.process.kill()
+                self.process.wait()
+        if self.monitor is not None:
+            self.monitor.close()
+            self.monitor = None
+        self._drop_theirs()
+        for end in self.ports.values():
+            end.close()
+
+    def _drop_theirs(self) -> None:
+        for end in self.theirs.values():
+            end.close()
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log, without the control sequences that firmware and kernels write."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 16384))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    kept = "".join(character for character in text if character in "\n\t" or character >= " ")
+    return "\n".join(kept.splitlines()[-lines:])

@@ -1,0 +1,226 @@
+"""The control process: one thread, one loop over what may become readable.
+
+Rule 1. It never touches guest memory, and nothing a front-end or a guest sends can end it.
+Rule 2. All it uses is imported before it runs: behind the sandbox's walls nothing can be.
+"""
+
+import ast  # noqa: F401  (traceback imports it at its first use)
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import time
+
+import vfsd.ops  # noqa: F401  (registers the ops that Python serves)
+from vfsd import descriptors, worker
+from vfsd.config import Config
+from vfsd.device import QUEUES, FsDevice
+from vfsd.listen import Listener
+from vfsd.sandbox import Share
+from vfsd.supervisor import Supervisor
+from vhost.backend import Backend, Disconnected
+from vhost.inflight import inflight_arena
+from vhost.memory import table_arena
+from vhost.protocol import RemoteProtocolError
+from vhost.vring import state_arena
+
+log = logging.getLogger("vfsd.control")
+
+#: A front-end that has been silent for so long has said what it had to say: the rings may run, seconds.
+SETTLED = 0.001
+#: How often to look whether a kicked ring lies in private memory, seconds.
+GLANCE = 1.0
+#: Workers spent on parking the rings of one that died.
+PARK_ATTEMPTS = 4
+
+
+class Ended(Exception):  # noqa: N818 (a request)
+    """A signal asks the daemon to end."""
+
+
+class Signals:
+    """SIGTERM, SIGHUP and SIGINT as a readable descriptor."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in self.NUMBERS:
+            signal.signal(number, lambda *_: None)
+
+    def fileno(self) -> int:
+        return self._read.fileno()
+
+    def check(self) -> None:
+        """Raises Ended if one of them came."""
+        with contextlib.suppress(BlockingIOError):
+            for number in self._read.recv(64):
+                if number in self.NUMBERS:
+                    raise Ended(signal.Signals(number).name)
+
+
+class Control:
+    """Serves front-ends, one at a time."""
+
+    def __init__(self, config: Config, listener: Listener, share: Share) -> None:
+        self._config, self._listener, self._share = config, listener, share
+        self._signals = Signals()
+        self._supervisor = Supervisor(self._signals.fileno(), self._signals.check)
+        self._device = FsDevice(config, share, self._park)
+        self._table, self._states = table_arena(), state_arena(QUEUES)
+        self._inflight = inflight_arena(QUEUES)
+        self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._reported: set[int] = set()
+        self._backend: Backend | None = None
+        self._glance = 0.0
+        descriptors.reserve()
+        gc.freeze()
+        #: What is open for the whole life of this process.
+        self._own = descriptors.opened(share.proc_fd)
+
+    def run(self) -> int:
+        """The exit status: 0 when the front-end has left, 1 when serving it failed or a signal came."""
+        try:
+            while True:
+                status = self._serve(self._accept())
+                if not self._config.keep_listening:
+                    return status
+        except Ended as signal_name:
+            log.info("%s: shutting down", signal_name)
+            return 1
+        finally:
+            self._supervisor.kill()
+
+    def _accept(self) -> socket.socket:
+        """The next front-end's connection."""
+        log.info("Waiting for vhost-user socket connection...")
+        listener = self._listener.socket
+        while not self._readable([listener.fileno()], None):
+            pass
+        connection, _ = listener.accept()
+        if not self._config.keep_listening:
+            self._refuse_others()
+        log.info("Client connected, servicing requests")
+        return connection
+
+    def _refuse_others(self) -> None:
+        """Who connects from now on is told at once, rather than left waiting."""
+        listener = self._listener.socket
+        if self._config.fd is None:
+            # Closing would not do: the launcher has the socket too.
+            listener.shutdown(socket.SHUT_RDWR)
+        else:
+            # The manager's socket may serve the next daemon.
+            self._own.discard(listener.fileno())
+            listener.close()
+
+    def _serve(self, connection: socket.socket) -> int:
+        """One front-end, until it leaves."""
+        self._backend = Backend(connection, self._device, self._table, self._states, self._inflight)
+        status = 0
+        try:
+            while True:
+                self._turn(self._backend)
+        except Disconnected:
+            pass
+        except RemoteProtocolError as error:
+            log.error("%s", error)
+            status = 1
+        except Ended:
+            raise
+        except Exception:
+            log.exception("serving the front-end failed in a way nobody foresaw")
+            status = 1
+        self._backend.close()
+        self._backend = None
+        self._sweep()
+        then = "waiting for the next one" if self._config.keep_listening else "shutting down"
+        log.info("Client disconnected, %s", then)
+        return status
+
+    def _turn(self, backend: Backend) -> None:
+        """Waits for what comes next, and does it."""
+        supervisor = self._supervisor
+        if supervisor.left_strays and not supervisor.running:
+            self._sweep()
+        waiting = not supervisor.running and bool(backend.runnable())
+        readable = self._readable([backend.fileno(), supervisor.pidfd, self._broken], self._timeout(backend, waiting))
+        if backend.fileno() in readable:
+            backend.handle()
+        if supervisor.pidfd in readable and supervisor.running:
+            supervisor.collect()
+        if self._broken in readable:
+            self._report_broken(backend)
+        if waiting and not readable and not supervisor.wait:
+            self._start(backend)
+        if supervisor.running and time.monotonic() >= self._glance:
+            self._glance = time.monotonic() + GLANCE
+            backend.check_rings()
+
+    def _timeout(self, backend: Backend, waiting: bool) -> float | None:
+        """Seconds until there is something to do though nothing came."""
+        if waiting:
+            return max(SETTLED, self._supervisor.wait)
+        # Whatever came from one ring shows that memory is shared; until then, look.
+        if self._supervisor.running and not any(ring.state.popped for ring in backend.vrings):
+            return max(0.0, self._glance - time.monotonic())
+        return None
+
+    def _start(self, backend: Backend) -> None:
+        spec = worker.Spec(
+            self._share,
+            self._device,
+            backend,
+            self._config.threads,
+            self._supervisor.stop_fd,
+            self._broken,
+            os.getpid(),
+        )
+        self._glance = time.monotonic() + GLANCE
+        self._reported = {ring.index for ring in backend.vrings if ring.state.broken}
+        self._supervisor.start(lambda: worker.run(spec), lambda: sum(ring.state.completed for ring in backend.vrings))
+
+    def _park(self) -> None:
+        """Returns when no worker runs and every ring is parked. One that died instead of parking left a mark in the
+        rings it ran: another one takes them over, serves what was in flight and no more, and parks them."""
+        self._supervisor.stop()
+        backend = self._backend
+        for _ in range(PARK_ATTEMPTS):
+            if not backend or not any(ring.state.started for ring in backend.runnable()):
+                return
+            self._start(backend)
+            self._supervisor.stop()
+        log.error("requests in flight are lost: %d workers in a row died of them", PARK_ATTEMPTS)
+
+    def _report_broken(self, backend: Backend) -> None:
+        os.eventfd_read(self._broken)
+        broken = {ring.index for ring in backend.vrings if ring.state.broken}
+        for index in broken - self._reported:
+            reason = os.strerror(backend.vrings[index].state.broken)
+            log.error("ring %d is broken (%s): the guest's driver has to reset the device", index, reason)
+        self._reported = broken
+
+    def _sweep(self) -> None:
+        """Closes what a worker left and nobody owns. Not while a message is served: what it brought is nobody's yet."""
+        owned = self._own | self._device.descriptors()
+        if self._backend:
+            owned |= self._backend.descriptors()
+        if count := descriptors.sweep(self._share.proc_fd, owned):
+            log.debug("%d descriptors of a worker that ended were closed", count)
+        self._supervisor.left_strays = False
+
+    def _readable(self, fds: list[int], timeout: float | None) -> set[int]:
+        """Which of `fds` became readable, within `timeout` seconds. Raises Ended."""
+        poll = select.poll()
+        for fd in (*fds, self._signals.fileno()):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)}
+        self._signals.check()
+        return ready

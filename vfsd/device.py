@@ -1,0 +1,80 @@
+"""The virtio file-system device (virtio 1.3, section 5.11) as the transport sees it, and the state it keeps.
+
+Rule 1. All that a guest's mount consists of lies in the arenas here, and in the descriptors they record.
+"""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from vfsd.config import Config
+from vfsd.core import Settings, core_config, descriptors
+from vfsd.sandbox import Share
+from vhost.arena import Arena
+from vhost.backend import Refused
+from vhost.message import Feature, ProtocolFeature
+
+#: The hiprio queue, and request queues as many as a front-end may ask for (QEMU: num-request-queues).
+QUEUES = 1 + 64
+
+#: struct virtio_fs_config: the tag, padded with NUL, and num_request_queues.
+CONFIG_SPACE = Struct("<36sI")
+
+#: Bytes of address space; a page costs memory once it is written. 64 bytes an inode, 32 a handle (vfsd/fuse).
+INODES_SIZE = 1 << 30
+HANDLES_SIZE = 1 << 26
+
+FEATURES = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.PROTOCOL_FEATURES | Feature.LOG_ALL
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+
+
+class FsDevice:
+    """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does."""
+
+    def __init__(self, config: Config, share: Share, park: Callable[[], None]) -> None:
+        self.features: int = FEATURES
+        # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
+        self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
+        self.queues = QUEUES
+        self.session = Arena("vfsd-session", 4096)
+        self.inodes = Arena("vfsd-inodes", INODES_SIZE)
+        self.handles = Arena("vfsd-handles", HANDLES_SIZE)
+        self._config, self._share, self._park = config, share, park
+
+    def settings(self, queue_size: int) -> Settings:
+        """For a core whose largest ring has `queue_size` descriptors."""
+        return Settings.of(self._config, self._share.privileged, queue_size)
+
+    def descriptors(self) -> set[int]:
+        """Those of the guest's inodes and handles. Asked while no worker runs."""
+        return descriptors(self._core_config())
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        # The number of request queues is the front-end's to choose. Those that ask here, rather than answer the guest
+        # themselves, put their own number in its place.
+        space = CONFIG_SPACE.pack(self._config.tag.encode(errors="surrogateescape"), 1)
+        return space[offset : offset + size]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        raise Refused("the configuration space of a file-system device is read-only")
+
+    def quiesce(self) -> None:
+        self._park()
+
+    def reset(self) -> None:
+        # The descriptors on record here become strays, which the next sweep closes.
+        for arena in (self.session, self.inodes, self.handles):
+            arena.clear()
+
+    def _core_config(self) -> Any:
+        share = self._share
+        return core_config(self.settings(1), share.root_fd, share.proc_fd, self.session, self.inodes, self.handles)

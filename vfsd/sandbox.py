@@ -1,0 +1,188 @@
+"""The walls around the daemon: everything about its process that is set once, before the first guest request.
+
+Rule 1. The walls go up in the only thread of a process, and nothing is imported behind them.
+Rule 2. They are a second line. In every mode the operations walk the share by descriptor, one name at a time, and
+        follow no symbolic link, so a guest does not get out of the share even where there is no wall.
+Rule 3. No descriptor that leads out of the share is kept, but for the proc mount.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.machinery import BuiltinImporter, FrozenImporter
+
+from vfsd import capabilities
+from vfsd._process import ffi, lib
+from vfsd.config import Config
+from vfsd.errors import Failure
+from vfsd.launcher import Namespaces, launch, namespaces
+
+#: Flags of mount(2), from <linux/mount.h>.
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
+MNT_DETACH = 2
+
+
+class SandboxError(Failure):
+    """A wall that could not be put up; names the option to change."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the process inside holds of the world."""
+
+    #: O_PATH of the shared directory.
+    root_fd: int
+    #: O_PATH of a proc mount; `self/fd` in it is the opener's own.
+    proc_fd: int
+    #: May take the identity of the guest's callers: setuid and setgid are held, and more than one user exists.
+    privileged: bool
+
+
+def run(config: Config, preload: Callable[[], object], inside: Callable[[Share], int]) -> int:
+    """Calls `inside` behind the walls, after `preload` has imported all that is used there; returns its exit status.
+
+    It returns outside the walls: with `namespace` and `chroot` the caller becomes the launcher. Raises Failure.
+    """
+    _limit_descriptors(config.rlimit_nofile)
+    spaces = namespaces(config)
+    if config.sandbox == "none":
+        return inside(_enter(config, spaces, preload, lambda: None))
+    return launch(spaces, lambda settle: inside(_enter(config, spaces, preload, settle)))
+
+
+def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], settle: Callable[[], None]) -> Share:
+    """Puts the walls up around this process, but for the namespaces, which it was cloned into."""
+    if config.sandbox == "namespace":
+        checker = _check_network()
+        preload()
+        _finish_check(checker)
+        proc_fd = _pivot(config)
+    else:
+        preload()
+        proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chdir(config.shared_dir)
+        if config.sandbox == "chroot":
+            _chroot()
+    root_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir("/")
+    settle()
+    privileged = _reduce_privileges(config) and spaces.identities
+    _forbid_imports()
+    return Share(root_fd, proc_fd, privileged)
+
+
+def _limit_descriptors(wanted: int | None) -> None:
+    """RLIMIT_NOFILE, soft and hard. 0 leaves it; None raises it as far as permitted, to at most a million."""
+    if wanted == 0:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with open("/proc/sys/fs/nr_open") as file:
+        most = int(file.read())
+    try:
+        limit = wanted or min(1_000_000, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    except (ValueError, OSError):
+        if wanted is not None:
+            raise SandboxError(
+                f"--rlimit-nofile={wanted} is more than is permitted: the hard limit is {hard}, fs.nr_open {most}"
+            ) from None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# Before the roots change
+
+
+def _check_network() -> int:
+    """Starts a process that leaves with 0 when no interface of this network namespace is up; returns its pid.
+
+    A process of its own, because pyroute2 is large and of no use later; it works while we import.
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            logging.disable()  # pyroute2 and asyncio tell everything at level debug
+            from pyroute2 import IPRoute
+
+            with IPRoute() as route:
+                status = int(any(link["flags"] & 1 for link in route.get_links()))  # IFF_UP, netdevice(7)
+        finally:
+            os._exit(status)
+    return pid
+
+
+def _finish_check(checker: int) -> None:
+    status = os.waitstatus_to_exitcode(os.waitpid(checker, 0)[1])
+    if status == 1:
+        raise SandboxError("the new network namespace is not empty: use --sandbox=chroot or --sandbox=none")
+    if status:
+        raise SandboxError("the new network namespace could not be looked at (pyroute2 failed): use --sandbox=chroot")
+
+
+def _pivot(config: Config) -> int:
+    """Makes the share the root of the mount namespace and the working directory. Returns the proc descriptor."""
+    # Slave, not private: the host's later mounts and unmounts in the share come through, ours never go out.
+    _mount("none", "/", None, MS_SLAVE | MS_REC)
+    # A container that hides parts of its /proc forbids a new one to a user namespace; the old one serves as well.
+    lib.process_mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ffi.NULL)
+    proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _mount(config.shared_dir, config.shared_dir, None, MS_BIND | MS_REC)
+    if config.shared_dir == "/":
+        # ".." at the root crosses into what was just mounted over it. Our own memory would be a file of the new /proc.
+        os.chdir("/..")
+        _mount("none", "proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    else:
+        os.chdir(config.shared_dir)
+    # pivot_root(2), 'pivot_root(".", ".")': the old root ends up over the new one and is taken off.
+    if (result := lib.process_pivot_root(b".", b".")) or (result := lib.process_umount(b".", MNT_DETACH)):
+        raise SandboxError(f"{config.shared_dir} can't become the root: {os.strerror(-result)}; use --sandbox=chroot")
+    os.chdir("/")
+    if config.readonly and (result := lib.process_mount_readonly(b"/")) not in (0, -errno.ENOSYS):
+        raise SandboxError(f"{config.shared_dir} can't be mounted read-only: {os.strerror(-result)}")
+    return proc_fd
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int) -> None:
+    kind_bytes = ffi.NULL if kind is None else kind.encode()
+    result = lib.process_mount(os.fsencode(source), os.fsencode(target), kind_bytes, flags, ffi.NULL)
+    if result < 0:
+        raise SandboxError(f"mounting {target} in the sandbox failed: {os.strerror(-result)}; use --sandbox=none")
+
+
+def _chroot() -> None:
+    try:
+        os.chroot(".")
+    except PermissionError:
+        raise SandboxError("no permission for --sandbox=chroot: start as root, or use --sandbox=none") from None
+
+
+# Inside
+
+
+def _reduce_privileges(config: Config) -> bool:
+    """Groups, umask, capabilities. Returns whether the identity of others may be taken."""
+    setids = capabilities.mask("setuid", "setgid")
+    if capabilities.effective() & setids == setids:
+        # Refused in a user namespace with a single group: there the user keeps the access its groups give.
+        with contextlib.suppress(PermissionError):
+            os.setgroups([])
+    os.umask(0)
+    try:
+        keep = capabilities.reduce(config.modcaps)
+    except OSError as error:
+        raise SandboxError(f"capabilities can't be changed ({error.strerror}): check --modcaps") from None
+    lib.process_set_no_new_privs()
+    return keep & setids == setids
+
+
+def _forbid_imports() -> None:
+    """The module path now leads into the share, whose contents are the guest's: nothing is loaded from there."""
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()

@@ -1,0 +1,150 @@
+"""The worker: lends threads to rings and holds no truth of its own. It may die at any instruction.
+
+Rule 1. It is forked with all it needs, and imports nothing.
+Rule 2. It shares its descriptor table with the control process: closing an inherited descriptor closes it for both. So
+        nothing inherited goes out of scope here, and it ends with os._exit.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, NoReturn
+
+from vfsd._fuse import ffi as fuse_ffi
+from vfsd._fuse import lib as fuse
+from vfsd._process import lib as process
+from vfsd.core import Core
+from vfsd.device import FsDevice
+from vfsd.door import Pool, close_door, open_door
+from vfsd.sandbox import Share
+from vhost._virtq import ffi, lib
+from vhost.backend import Backend
+from vhost.vring import Vring
+
+log = logging.getLogger("vfsd.worker")
+
+#: How long a thread that wants the GIL waits before it asks for it, seconds. Python's default is ten times that, which
+#: a request would wait for behind another one's Python op.
+SWITCH_INTERVAL = 0.0005
+
+
+class Spec(NamedTuple):
+    """All that a worker is forked with."""
+
+    share: Share
+    device: FsDevice
+    backend: Backend
+    #: Threads lent to each ring.
+    threads: int
+    #: eventfd: readable when the rings are to be parked.
+    stop: int
+    #: eventfd: written when a ring was found broken.
+    broken: int
+    #: Process id of the control process, in its own namespace.
+    parent: int
+
+
+class Ring(NamedTuple):
+    vring: Vring
+    queue: Any
+
+
+def run(spec: Spec) -> NoReturn:
+    """The worker's life, from the fork on."""
+    status = 1
+    try:
+        _settle(spec)
+        with _core(spec) as core:
+            _serve(spec, core)
+        status = 0
+    except BaseException:
+        log.exception("the worker could not do its work")
+    finally:
+        os._exit(status)
+
+
+def _settle(spec: Spec) -> None:
+    """Makes this process its own."""
+    signal.set_wakeup_fd(-1)
+    # Signals are for the control process. A terminal sends SIGINT to both.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    process.process_set_name(b"vfsd-worker")
+    process.process_set_death_signal(signal.SIGKILL)
+    if os.getppid() != spec.parent:
+        os._exit(1)
+    # What was inherited must not be collected: it may own descriptors.
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+
+
+@contextmanager
+def _core(spec: Spec) -> Iterator[Core]:
+    """The file system, its door open."""
+    # The current directory names our descriptors: Python's ops re-open an inode as str(fd).
+    proc_fd = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
+    os.fchdir(proc_fd)
+    device = spec.device
+    settings = device.settings(max(vring.num for vring in spec.backend.runnable()))
+    core = Core(settings, spec.share.root_fd, proc_fd, device.session, device.inodes, device.handles)
+    open_door(core, Pool())
+    yield core
+    close_door(core)
+
+
+def _serve(spec: Spec, core: Core) -> None:
+    """Serves every ring until told to stop, and parks them."""
+    memory = spec.backend.memory_view()
+    rings = [ring for vring in spec.backend.runnable() if (ring := _ring(spec, vring, memory))]
+    threads = [
+        threading.Thread(target=_lend, args=(spec, ring, core), name=f"ring {ring.vring.index}", daemon=True)
+        for ring in rings
+        for _ in range(spec.threads)
+    ]
+    for thread in threads:
+        thread.start()
+    poll = select.poll()
+    poll.register(spec.stop, select.POLLIN)
+    poll.poll()
+    for thread in threads:
+        thread.join()
+    for ring in rings:
+        # Deferred requests are still with the pool.
+        while lib.virtq_pending(ring.queue):
+            time.sleep(0.0005)
+        lib.virtq_park(ring.queue)
+
+
+def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
+    """None when the front-end set the ring up in a way that can't work: it is broken then."""
+    error = ffi.new("int *")
+    inflight = spec.backend.inflight.map(vring.index)
+    config = vring.config(memory, inflight, spec.backend.features, spec.stop)
+    queue = lib.virtq_new(config, error)
+    if queue:
+        # The queue points to what these own.
+        _kept.append((config, inflight))
+        return Ring(vring, queue)
+    vring.state.broken = -error[0]
+    with suppress(OSError):
+        os.eventfd_write(vring.err, 1)
+    os.eventfd_write(spec.broken, 1)
+    return None
+
+
+_kept: list[Any] = []
+
+
+def _lend(spec: Spec, ring: Ring, core: Core) -> None:
+    """A ring thread's life."""
+    process.process_set_name(f"vfsd-ring{ring.vring.index}".encode())
+    if lib.virtq_run(ring.queue, fuse_ffi.addressof(fuse, "fuse_serve"), core.pointer) < 0:
+        os.eventfd_write(spec.broken, 1)

@@ -65,9 +65,20 @@ struct inode_key {
 	uint32_t type; /* S_IFMT bits */
 };
 
-/* core.c: the descriptors found in arenas no worker runs on. */
-struct collection;
-void collect_fd(struct collection *to, int fd);
+/* The descriptors found in arenas no worker runs on: as many as fit, and how many there are. */
+struct collection {
+	int32_t *fds;
+	uint64_t max;
+	uint64_t count;
+};
+
+static inline void collect_fd(struct collection *to, int fd)
+{
+	if (to->count < to->max)
+		to->fds[to->count] = fd;
+	to->count++;
+}
+
 void inode_descriptors(const struct core_config *config, struct collection *to);
 void handle_descriptors(const struct core_config *config, struct collection *to);
 
@@ -89,18 +100,22 @@ void handle_table_reset(struct core *core);
 /* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
 int handle_release(struct core *core, uint64_t fh);
 
-/* ops_entry.c: what a descriptor stands for, never what a name does. 0 or -errno. */
+/* host.c. What a descriptor stands for; and a name in a directory, without following a symlink or setting off an
+ * automount. 0 or -errno. The key of an inode in the table is always that of its descriptor. */
 int stat_fd(int fd, struct statx *stat);
+int stat_name(int dir_fd, const char *name, struct statx *stat);
 void key_of(const struct statx *stat, struct inode_key *key);
+void fill_attr(const struct statx *stat, struct fuse_attr *attr);
+/* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
+int reopen(const struct core *core, int fd, uint32_t flags);
+
+/* ops_entry.c */
 /* What LOOKUP answers, in a directory that is pinned and whose key tells where a submount begins. 0 or -errno. */
 int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out);
-void fill_attr(const struct statx *stat, struct fuse_attr *attr);
 
 /* ops_file.c */
 /* The flags of a host open for a guest's flags: only what is safe and allowed here. */
 uint32_t host_flags(const struct core *core, uint32_t flags);
-/* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
-int reopen(const struct core *core, int fd, uint32_t flags);
 
 /* cred.c */
 struct cred {

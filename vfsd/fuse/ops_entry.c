@@ -4,58 +4,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 #define NSEC_PER_SEC 1000000000
-
-int stat_fd(int fd, struct statx *stat)
-{
-	return statx(fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STAT_MASK, stat) < 0 ? -errno : 0;
-}
-
-/* Neither this nor the O_PATH open of entry_new follows a symlink or sets off an automount. */
-static int stat_name(int dir_fd, const char *name, struct statx *stat)
-{
-	return statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STAT_MASK, stat) < 0 ? -errno : 0;
-}
-
-void key_of(const struct statx *stat, struct inode_key *key)
-{
-	*key = (struct inode_key){
-		.dev = (uint64_t)stat->stx_dev_major << 32 | stat->stx_dev_minor,
-		.ino = stat->stx_ino,
-		.mnt_id = stat->stx_mask & STATX_MNT_ID ? stat->stx_mnt_id : 0,
-		.type = stat->stx_mode & S_IFMT,
-	};
-	if (stat->stx_mask & STATX_BTIME)
-		key->btime = stat->stx_btime.tv_sec * NSEC_PER_SEC + stat->stx_btime.tv_nsec;
-}
-
-/* The 32-bit form of a device number that FUSE carries (include/linux/kdev_t.h, new_encode_dev). */
-static uint32_t encode_dev(uint32_t major, uint32_t minor)
-{
-	return (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
-}
-
-void fill_attr(const struct statx *stat, struct fuse_attr *attr)
-{
-	*attr = (struct fuse_attr){
-		.ino = stat->stx_ino,
-		.size = stat->stx_size,
-		.blocks = stat->stx_blocks,
-		.atime = stat->stx_atime.tv_sec,
-		.mtime = stat->stx_mtime.tv_sec,
-		.ctime = stat->stx_ctime.tv_sec,
-		.atimensec = stat->stx_atime.tv_nsec,
-		.mtimensec = stat->stx_mtime.tv_nsec,
-		.ctimensec = stat->stx_ctime.tv_nsec,
-		.mode = stat->stx_mode,
-		.nlink = stat->stx_nlink,
-		.uid = stat->stx_uid,
-		.gid = stat->stx_gid,
-		.rdev = encode_dev(stat->stx_rdev_major, stat->stx_rdev_minor),
-		.blksize = stat->stx_blksize,
-	};
-}
 
 /* A directory on another mount than its parent, if the guest is to know (fs/fuse/dir.c, fuse_dentry_automount). */
 static bool is_submount(const struct core *core, const struct inode_key *dir, const struct inode_key *key)

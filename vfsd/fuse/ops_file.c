@@ -7,7 +7,6 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <unistd.h>
 
 /* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
@@ -33,16 +32,6 @@ uint32_t host_flags(const struct core *core, uint32_t flags)
 			flags = (flags & ~O_ACCMODE) | O_RDWR;
 	}
 	return (flags & allowed) | O_CLOEXEC;
-}
-
-int reopen(const struct core *core, int fd, uint32_t flags)
-{
-	char name[16];
-	int opened;
-
-	snprintf(name, sizeof(name), "%d", fd);
-	opened = openat(core->config.proc_fd, name, flags | O_CLOEXEC);
-	return opened < 0 ? -errno : opened;
 }
 
 static int check_type(uint32_t type, uint32_t flags)

@@ -1,0 +1,117 @@
+/* What we ask of the host about an inode, and the system calls Python's os module lacks. Knows no table. */
+#include "internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
+
+int stat_fd(int fd, struct statx *stat)
+{
+	return statx(fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STAT_MASK, stat) < 0 ? -errno : 0;
+}
+
+int stat_name(int dir_fd, const char *name, struct statx *stat)
+{
+	return statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STAT_MASK, stat) < 0 ? -errno : 0;
+}
+
+void key_of(const struct statx *stat, struct inode_key *key)
+{
+	*key = (struct inode_key){
+		.dev = (uint64_t)stat->stx_dev_major << 32 | stat->stx_dev_minor,
+		.ino = stat->stx_ino,
+		.mnt_id = stat->stx_mask & STATX_MNT_ID ? stat->stx_mnt_id : 0,
+		.type = stat->stx_mode & S_IFMT,
+	};
+	if (stat->stx_mask & STATX_BTIME)
+		/* Unsigned: a file system may say anything, and any value tells inodes apart. */
+		key->btime = (uint64_t)stat->stx_btime.tv_sec * 1000000000 + stat->stx_btime.tv_nsec;
+}
+
+/* The 32-bit form of a device number that FUSE carries (include/linux/kdev_t.h, new_encode_dev). */
+static uint32_t encode_dev(uint32_t major, uint32_t minor)
+{
+	return (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
+}
+
+void fill_attr(const struct statx *stat, struct fuse_attr *attr)
+{
+	*attr = (struct fuse_attr){
+		.ino = stat->stx_ino,
+		.size = stat->stx_size,
+		.blocks = stat->stx_blocks,
+		.atime = stat->stx_atime.tv_sec,
+		.mtime = stat->stx_mtime.tv_sec,
+		.ctime = stat->stx_ctime.tv_sec,
+		.atimensec = stat->stx_atime.tv_nsec,
+		.mtimensec = stat->stx_mtime.tv_nsec,
+		.ctimensec = stat->stx_ctime.tv_nsec,
+		.mode = stat->stx_mode,
+		.nlink = stat->stx_nlink,
+		.uid = stat->stx_uid,
+		.gid = stat->stx_gid,
+		.rdev = encode_dev(stat->stx_rdev_major, stat->stx_rdev_minor),
+		.blksize = stat->stx_blksize,
+	};
+}
+
+int reopen(const struct core *core, int fd, uint32_t flags)
+{
+	char name[16];
+	int opened;
+
+	snprintf(name, sizeof(name), "%d", fd);
+	opened = openat(core->config.proc_fd, name, flags | O_CLOEXEC);
+	return opened < 0 ? -errno : opened;
+}
+
+int sys_renameat2(int olddir, const char *oldname, int newdir, const char *newname, uint32_t flags)
+{
+	return syscall(SYS_renameat2, olddir, oldname, newdir, newname, flags) < 0 ? -errno : 0;
+}
+
+int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+	return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
+}
+
+int sys_syncfs(int fd)
+{
+	return syncfs(fd) < 0 ? -errno : 0;
+}
+
+int sys_utimens(int fd, int64_t atime, uint32_t atimensec, int64_t mtime, uint32_t mtimensec)
+{
+	struct timespec times[2] = {{.tv_sec = atime, .tv_nsec = atimensec}, {.tv_sec = mtime, .tv_nsec = mtimensec}};
+
+	return utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+static struct wire_sx_time sx_time(const struct statx_timestamp *from)
+{
+	return (struct wire_sx_time){.tv_sec = from->tv_sec, .tv_nsec = from->tv_nsec};
+}
+
+int sys_statx(int fd, uint32_t flags, uint32_t mask, struct wire_statx *out)
+{
+	/* What the guest's kernel may ask of us (fs/fuse/dir.c, fuse_do_statx): how fresh, and which fields. */
+	int allowed = AT_STATX_FORCE_SYNC | AT_STATX_DONT_SYNC;
+	struct statx stat;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | (flags & allowed), mask & ~STATX__RESERVED, &stat) < 0)
+		return -errno;
+	*out = (struct wire_statx){
+		.mask = stat.stx_mask, .blksize = stat.stx_blksize, .attributes = stat.stx_attributes,
+		.nlink = stat.stx_nlink, .uid = stat.stx_uid, .gid = stat.stx_gid, .mode = stat.stx_mode,
+		.ino = stat.stx_ino, .size = stat.stx_size, .blocks = stat.stx_blocks,
+		.attributes_mask = stat.stx_attributes_mask,
+		.atime = sx_time(&stat.stx_atime), .btime = sx_time(&stat.stx_btime),
+		.ctime = sx_time(&stat.stx_ctime), .mtime = sx_time(&stat.stx_mtime),
+		.rdev_major = stat.stx_rdev_major, .rdev_minor = stat.stx_rdev_minor,
+		.dev_major = stat.stx_dev_major, .dev_minor = stat.stx_dev_minor,
+	};
+	return 0;
+}

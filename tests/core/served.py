@@ -78,6 +78,11 @@ class Served:
         """A client; options as for `direct`. It follows a restart."""
         return FuseClient(lambda request, room: direct(self.core, **options)(request, room))
 
+    def limit(self, descriptors: int) -> None:
+        """Lets the guest hold so many from now on, the root's included."""
+        self.config.descriptors_max = descriptors
+        self.restart()
+
     def descriptors(self) -> set[int]:
         fds = ffi.new("int32_t[]", 2 * RECORDS)
         return set(fds[0 : lib.core_descriptors(self.config, fds, len(fds))])

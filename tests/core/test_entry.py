@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from errno import EBADF, ENOENT, ENOMEM, ENOTDIR, EPERM, ESTALE
@@ -11,7 +12,7 @@ import pytest
 
 from tests.core.served import REAL_ROOT, Served
 from tests.fuseclient import ROOT, FuseClient
-from vfsd._fuse import lib
+from vfsd._fuse import ffi, lib
 from vfsd._process import lib as process
 
 
@@ -223,3 +224,52 @@ def test_many_inodes(serve: Callable[..., Served]) -> None:
     seen = {served.client.lookup(ROOT, str(i).encode()).nodeid for i in range(3000)}
     assert len(seen) == 3000
     assert {served.client.lookup(ROOT, str(i).encode()).nodeid for i in range(3000)} == seen
+
+
+def test_a_forget_replayed_counts_once(served: Served, root: Path, client: FuseClient) -> None:
+    (root / "f").touch()
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    client.lookup(ROOT, b"f")
+    client.forget(nodeid)
+    served.guest(replay=True).forget(nodeid)
+    served.guest(replay=True).batch_forget([(nodeid, 1)])
+    assert client.getattr(nodeid).attr.mode
+
+
+def test_nothing_outlives_an_unmount(served: Served, root: Path, client: FuseClient) -> None:
+    """A request that was let in before DESTROY, and gets to the tables after it."""
+    (root / "f").touch()
+    out = ffi.new("struct fuse_entry_out *")
+    served.session.mounted = 0
+    lib.core_reset(served.core)
+    assert lib.entry_lookup(served.core, ROOT, b"f", out) < 0
+    assert served.descriptors() == set()
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root can mount")
+def test_a_copy_up_leaves_the_nodeid(tmp_path: Path) -> None:
+    """On overlayfs the birth time of a file changes when it is first opened for writing."""
+    layers = tmp_path / "layers"
+    layers.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", layers], check=True)
+    try:
+        lower, upper, work, merged = (layers / name for name in ("lower", "upper", "work", "merged"))
+        for directory in (lower, upper, work, merged):
+            directory.mkdir()
+        (lower / "f").write_bytes(b"below")
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
+        served = Served(merged)
+        client = served.client
+        nodeid = client.lookup(ROOT, b"f").nodeid
+        fh = client.open(nodeid, os.O_RDWR).fh
+        client.write(nodeid, fh, b"above")
+        assert client.lookup(ROOT, b"f").nodeid == nodeid
+        client.lookup(ROOT, b"f")
+        os.chmod(merged / "f", 0o600)
+        served.restart()
+        assert client.read(nodeid, fh, 5) == b"above"
+        assert client.getattr(nodeid).attr.size == 5
+        served.close()
+    finally:
+        subprocess.run(["umount", "-R", "-l", layers], check=True)

@@ -3,8 +3,9 @@
 import os
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
-from errno import EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, EROFS, ESTALE
+from errno import EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOMEM, ENOTDIR, ENXIO, EROFS, ESTALE
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,64 @@ def test_cache_modes(serve: Callable[..., Served], cache: int, file_flags: int, 
     assert opened.open_flags == file_flags
     assert client.open(entry.nodeid).open_flags == file_flags
     assert client.opendir(ROOT).open_flags == directory_flags
+
+
+def test_a_write_replayed_is_not_appended_twice(served: Served, root: Path, client: FuseClient) -> None:
+    (root / "f").write_bytes(b"first\n")
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    fh = client.open(nodeid, os.O_WRONLY | os.O_APPEND).fh
+    client.write(nodeid, fh, b"second\n", 6)
+    served.guest(replay=True).write(nodeid, fh, b"second\n", 6)
+    client.write(nodeid, fh, b"third\n", 0)
+    assert (root / "f").read_bytes() == b"first\nsecond\nthird\n"
+
+
+def test_a_release_replayed_is_done_already(served: Served, root: Path, client: FuseClient) -> None:
+    (root / "f").touch()
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    fh = client.open(nodeid).fh
+    client.release(nodeid, fh)
+    served.guest(replay=True).release(nodeid, fh)
+    client.release(nodeid, fh, expect=EBADF)
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root takes a caller's identity")
+def test_create_does_not_open_what_its_caller_may_not(serve: Callable[..., Served]) -> None:
+    """A guest before 6.3 has checked access to the directory, and knew of no file."""
+    served = serve(core_flags=lib.CORE_PRIVILEGED)
+    root = served.root
+    (root / "secret").touch(mode=0o600)
+    caller = served.guest()
+    caller.uid = caller.gid = 1000
+    caller.create(ROOT, b"secret", os.O_RDWR, expect=EACCES)
+    (root / "public").touch()
+    (root / "public").chmod(0o666)
+    assert caller.create(ROOT, b"public", os.O_RDWR)
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root can mount")
+def test_files_of_proc_are_not_opened(root: Path, client: FuseClient) -> None:
+    (root / "proc").mkdir()
+    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
+    try:
+        at = client.lookup(ROOT, b"proc").nodeid
+        for name in (str(os.getpid()).encode(), b"mem"):
+            at = client.lookup(at, name).nodeid
+        client.open(at, os.O_RDWR, expect=EACCES)
+    finally:
+        subprocess.run(["umount", "-l", root / "proc"], check=True)
+
+
+def test_what_cannot_be_held_is_not_made(served: Served, root: Path, client: FuseClient) -> None:
+    (root / "known").touch()
+    nodeid = client.lookup(ROOT, b"known").nodeid
+    served.limit(2)
+    client.create(ROOT, b"new", os.O_RDWR, expect=ENOMEM)
+    client.mkdir(ROOT, b"dir", expect=ENOMEM)
+    assert os.listdir(root) == ["known"]
+    (root / "other").touch()
+    client.lookup(ROOT, b"other", expect=ENOMEM)
+    client.open(nodeid, expect=ENOMEM)
+    assert client.lookup(ROOT, b"known").nodeid == nodeid
+    served.limit(3)
+    assert client.open(nodeid).fh

@@ -68,6 +68,7 @@ struct core_config {
 	struct core_session *session;
 	void *inodes;           /* arenas */
 	void *handles;
+	uint32_t descriptors_max; /* inodes and handles together may hold so many; 0: no limit */
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;
 };

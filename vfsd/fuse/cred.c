@@ -149,10 +149,11 @@ void cred_leave(const struct cred *cred)
 		restore(SYS_setgroups, 0, 0, 0);
 }
 
-int cred_drop_fsetid(void)
+/* Takes a capability out of the effective set. 1 when it was there. */
+static int drop(int capability)
 {
 	struct capabilities caps;
-	uint32_t bit = 1U << CAP_FSETID;
+	uint32_t bit = 1U << capability;
 
 	capabilities_read(&caps);
 	if (!(caps.data[0].effective & bit))
@@ -162,13 +163,33 @@ int cred_drop_fsetid(void)
 	return 1;
 }
 
-void cred_restore_fsetid(int dropped)
+static void raise_again(int capability)
 {
 	struct capabilities caps;
 
-	if (!dropped)
-		return;
 	capabilities_read(&caps);
-	caps.data[0].effective |= 1U << CAP_FSETID;
+	caps.data[0].effective |= 1U << capability;
 	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+}
+
+int cred_drop_fsetid(void)
+{
+	return drop(CAP_FSETID);
+}
+
+void cred_restore_fsetid(int dropped)
+{
+	if (dropped)
+		raise_again(CAP_FSETID);
+}
+
+int cred_drop_dac_override(void)
+{
+	return syscall(SYS_geteuid) ? drop(CAP_DAC_OVERRIDE) : 0;
+}
+
+void cred_restore_dac_override(int dropped)
+{
+	if (dropped)
+		raise_again(CAP_DAC_OVERRIDE);
 }

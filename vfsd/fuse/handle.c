@@ -80,7 +80,8 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->handles.lock);
-	slot = slots_take(&core->handles);
+	/* As with inodes: nothing outlives a DESTROY. */
+	slot = core->config.session->mounted ? slots_take(&core->handles) : 0;
 	if (slot) {
 		record = record_at(core, slot);
 		record->nodeid = nodeid;

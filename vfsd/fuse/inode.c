@@ -8,111 +8,12 @@
  * Rule 3. The hash index is private and derived.
  * Rule 4. The root is slot 1 with generation 0 (FUSE_ROOT_ID). Its descriptor is the configuration's; it never goes.
  */
-#include "internal.h"
+#include "inode.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #define FIRST_SLOT 2
-#define FIRST_BUCKETS 1024
-
-struct inode_record {
-	struct slot_record slot;
-	uint64_t dev;
-	uint64_t ino;
-	uint64_t mnt_id;
-	int64_t btime;
-	uint64_t nlookup;
-	int32_t fd;
-	uint32_t type;
-	uint64_t reserved;
-};
-_Static_assert(sizeof(struct inode_record) == 64, "one cache line, and the arena's format");
-
-static struct inode_record *record_at(struct core *core, uint32_t slot)
-{
-	return (struct inode_record *)slots_at(&core->inodes, slot);
-}
-
-static struct inode_key record_key(const struct inode_record *record)
-{
-	return (struct inode_key){record->dev, record->ino, record->mnt_id, record->btime, record->type};
-}
-
-static bool same_key(const struct inode_key *a, const struct inode_key *b)
-{
-	return a->ino == b->ino && a->dev == b->dev && a->mnt_id == b->mnt_id && a->btime == b->btime &&
-	       a->type == b->type;
-}
-
-/* The seed keeps a guest that picks inode numbers from making one long chain (the mixer is splitmix64's). */
-static uint32_t *bucket_of(struct core *core, uint64_t dev, uint64_t ino)
-{
-	uint64_t x = ino ^ (dev * 0x9e3779b97f4a7c15ULL) ^ core->hash_seed;
-
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
-	return &core->buckets[(x ^ x >> 31) & core->bucket_mask];
-}
-
-static void index_insert(struct core *core, uint32_t slot)
-{
-	struct inode_record *record = record_at(core, slot);
-	uint32_t *head = bucket_of(core, record->dev, record->ino);
-
-	core->inodes.private[slot].next = *head;
-	*head = slot;
-}
-
-static void index_remove(struct core *core, uint32_t slot)
-{
-	struct inode_record *record = record_at(core, slot);
-	uint32_t *link = bucket_of(core, record->dev, record->ino);
-
-	while (*link != slot)
-		link = &core->inodes.private[*link].next;
-	*link = core->inodes.private[slot].next;
-}
-
-static uint32_t index_find(struct core *core, const struct inode_key *key)
-{
-	uint32_t slot = *bucket_of(core, key->dev, key->ino);
-
-	while (slot) {
-		struct inode_key known = record_key(record_at(core, slot));
-
-		if (same_key(&known, key))
-			break;
-		slot = core->inodes.private[slot].next;
-	}
-	return slot;
-}
-
-/* Twice the buckets once there are as many inodes: whether it did. Without memory for it chains just grow longer. */
-static bool index_grow(struct core *core)
-{
-	uint32_t old = core->bucket_mask + 1, i;
-	uint32_t *heads = core->buckets, *grown;
-
-	if (core->inodes.count < old || old >= 1U << 30 || !(grown = calloc((size_t)old * 2, sizeof(*grown))))
-		return false;
-	core->buckets = grown;
-	core->bucket_mask = old * 2 - 1;
-	for (i = 0; i < old; i++) {
-		uint32_t slot = heads[i];
-
-		while (slot) {
-			uint32_t next = core->inodes.private[slot].next;
-
-			index_insert(core, slot);
-			slot = next;
-		}
-	}
-	free(heads);
-	return true;
-}
 
 /* A record worth keeping, as far as the record alone can tell. */
 static bool plausible(const struct inode_record *record)
@@ -130,8 +31,9 @@ static bool inode_check(void *opaque, struct slot_record *slot_record, uint32_t 
 	if (!plausible(record) || stat_fd(record->fd, &stat) < 0)
 		return false;
 	key_of(&stat, &key);
-	if (!same_key(&key, &recorded) || index_find(core, &key))
+	if (!same_place(&key, &recorded) || index_find(core, &key, same_key))
 		return false;
+	record->btime = key.btime;
 	core->inodes.private[slot].pins = 1;
 	index_insert(core, slot);
 	return true;
@@ -139,7 +41,7 @@ static bool inode_check(void *opaque, struct slot_record *slot_record, uint32_t 
 
 static int root_open(struct core *core)
 {
-	struct inode_record *root = record_at(core, FUSE_ROOT_ID);
+	struct inode_record *root = inode_record(core, FUSE_ROOT_ID);
 	struct inode_key key;
 	struct statx stat;
 	int error = stat_fd(core->config.root_fd, &stat);
@@ -149,6 +51,7 @@ static int root_open(struct core *core)
 	key_of(&stat, &key);
 	if (key.type != S_IFDIR)
 		return -ENOTDIR;
+	core->root_dev = key.dev;
 	*root = (struct inode_record){
 		.slot = {.valid = 1}, .dev = key.dev, .ino = key.ino, .mnt_id = key.mnt_id, .btime = key.btime,
 		.nlookup = 1, .fd = core->config.root_fd, .type = key.type,
@@ -162,16 +65,13 @@ int inode_table_open(struct core *core)
 {
 	int error;
 
-	core->buckets = calloc(FIRST_BUCKETS, sizeof(*core->buckets));
-	core->bucket_mask = FIRST_BUCKETS - 1;
-	if (!core->buckets)
-		return -ENOMEM;
-	if (getrandom(&core->hash_seed, sizeof(core->hash_seed), 0) != sizeof(core->hash_seed))
-		core->hash_seed = (uintptr_t)core->buckets;
+	error = index_open(core);
+	if (error < 0)
+		return error;
 	error = slots_open(&core->inodes, core->config.inodes, core->config.inodes_size, sizeof(struct inode_record),
 			   FIRST_SLOT, inode_check, core);
 	if (error < 0) {
-		free(core->buckets);
+		index_close(core);
 		return error;
 	}
 	while (index_grow(core))
@@ -185,13 +85,13 @@ int inode_table_open(struct core *core)
 void inode_table_close(struct core *core)
 {
 	slots_close(&core->inodes);
-	free(core->buckets);
+	index_close(core);
 }
 
 /* Drops one pin. Returns the descriptor to close once the lock is free, or -1. */
 static int unpin(struct core *core, uint32_t slot)
 {
-	struct inode_record *record = record_at(core, slot);
+	struct inode_record *record = inode_record(core, slot);
 
 	if (--core->inodes.private[slot].pins)
 		return -1;
@@ -257,7 +157,7 @@ void inode_put(struct core *core, uint64_t nodeid)
 
 static uint64_t raise_nlookup(struct core *core, uint32_t slot)
 {
-	struct inode_record *record = record_at(core, slot);
+	struct inode_record *record = inode_record(core, slot);
 
 	if (record->nlookup == 0)
 		core->inodes.private[slot].pins++;
@@ -266,27 +166,54 @@ static uint64_t raise_nlookup(struct core *core, uint32_t slot)
 	return slots_id(&core->inodes, slot);
 }
 
+/* A record that differs in the birth time only is another inode, or the same on overlayfs, where a copy-up changes it.
+ * Its own descriptor knows: the record follows. The nodeid, nlookup raised, or 0. Called, and returns, with the lock. */
+static uint64_t find_reborn(struct core *core, const struct inode_key *key, int *dropped)
+{
+	uint32_t slot = index_find(core, key, same_place);
+	struct inode_record *record = inode_record(core, slot);
+	struct inode_key now = {0};
+	uint64_t nodeid = 0;
+	struct statx stat;
+
+	if (!slot)
+		return 0;
+	core->inodes.private[slot].pins++;
+	pthread_mutex_unlock(&core->inodes.lock);
+	if (stat_fd(record->fd, &stat) == 0)
+		key_of(&stat, &now);
+	pthread_mutex_lock(&core->inodes.lock);
+	if (same_key(&now, key)) {
+		record->btime = key->btime;
+		nodeid = raise_nlookup(core, slot);
+	}
+	*dropped = unpin(core, slot);
+	return nodeid;
+}
+
 uint64_t inode_find(struct core *core, const struct inode_key *key)
 {
-	uint64_t nodeid = 0;
+	uint64_t nodeid;
+	int dropped = -1;
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
-	slot = index_find(core, key);
-	if (slot)
-		nodeid = raise_nlookup(core, slot);
+	slot = index_find(core, key, same_key);
+	nodeid = slot ? raise_nlookup(core, slot) : find_reborn(core, key, &dropped);
 	pthread_mutex_unlock(&core->inodes.lock);
+	close_dropped(dropped);
 	return nodeid;
 }
 
 static uint32_t insert(struct core *core, const struct inode_key *key, int fd)
 {
-	uint32_t slot = slots_take(&core->inodes);
+	/* A request that DESTROY overtook leaves nothing behind. */
+	uint32_t slot = core->config.session->mounted ? slots_take(&core->inodes) : 0;
 	struct inode_record *record;
 
 	if (!slot)
 		return 0;
-	record = record_at(core, slot);
+	record = inode_record(core, slot);
 	record->dev = key->dev;
 	record->ino = key->ino;
 	record->mnt_id = key->mnt_id;
@@ -307,7 +234,7 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *
 
 	pthread_mutex_lock(&core->inodes.lock);
 	/* Another thread may have added it since inode_find. */
-	slot = index_find(core, key);
+	slot = index_find(core, key, same_key);
 	if (!slot && (slot = insert(core, key, fd)))
 		unused = -1;
 	if (slot)

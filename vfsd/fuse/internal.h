@@ -39,6 +39,7 @@ struct core {
 	uint32_t *buckets;       /* first slot of each chain, 0: empty; under the inode table's lock */
 	uint32_t bucket_mask;
 	uint64_t hash_seed;
+	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
 	pthread_mutex_t position[POSITION_LOCKS];
 };
 
@@ -100,6 +101,10 @@ void handle_table_reset(struct core *core);
 /* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
 int handle_release(struct core *core, uint64_t fh);
 
+/* core.c: 0, or -ENOMEM when the guest holds as many descriptors as it may. Asked before one more is opened: the table of
+ * descriptors is shared with the control process, which must find room in it. */
+int check_room(struct core *core);
+
 /* host.c. What a descriptor stands for; and a name in a directory, without following a symlink or setting off an
  * automount. 0 or -errno. The key of an inode in the table is always that of its descriptor. */
 int stat_fd(int fd, struct statx *stat);
@@ -127,6 +132,9 @@ struct cred {
 int cred_enter(struct core *core, const struct fuse_request *request, struct cred *cred);
 /* Gives it back, or ends the process: to go on as somebody else is worse. */
 void cred_leave(const struct cred *cred);
+/* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_dac_override). */
+int cred_drop_dac_override(void);
+void cred_restore_dac_override(int dropped);
 
 /* The ops, named after their opcodes. Each returns the length of its reply or -errno. */
 int64_t op_lookup(struct core *core, struct fuse_request *request);

@@ -22,8 +22,8 @@ struct host_dirent {
 	char name[];
 };
 
-/* Enough for any one entry: 19 bytes, a name of NAME_MAX, its NUL, alignment. */
-#define DIRENTS_MIN 512
+/* Enough for any one entry: 19 bytes, a name of 1024 (serve.c), its NUL, alignment. */
+#define DIRENTS_MIN 1088
 
 int64_t op_opendir(struct core *core, struct fuse_request *request)
 {

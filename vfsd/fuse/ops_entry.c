@@ -68,6 +68,9 @@ int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const c
 		fill_entry(core, nodeid, dir, &stat, out);
 		return 0;
 	}
+	error = check_room(core);
+	if (error < 0)
+		return error;
 	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	return fd < 0 ? -errno : entry_new(core, dir, fd, out);
 }
@@ -101,6 +104,9 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 		fill_entry(core, nodeid, NULL, &stat, out);
 		return 0;
 	}
+	error = check_room(core);
+	if (error < 0)
+		return error;
 	path_fd = reopen(core, fd, O_PATH);
 	return path_fd < 0 ? path_fd : entry_new(core, NULL, path_fd, out);
 }
@@ -117,6 +123,9 @@ int64_t op_forget(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_forget_in *in = (const void *)request->arg;
 
+	/* Once too few leaves an inode in the table until the unmount; once too many loses one the guest holds. */
+	if (request->replay)
+		return 0;
 	inode_forget(core, request->header.nodeid, in->nlookup);
 	return 0;
 }
@@ -128,6 +137,8 @@ int64_t op_batch_forget(struct core *core, struct fuse_request *request)
 	uint32_t room = (request->arg_len - sizeof(*in)) / sizeof(*one);
 	uint32_t i;
 
+	if (request->replay)
+		return 0;
 	for (i = 0; i < in->count && i < room; i++)
 		inode_forget(core, one[i].nodeid, one[i].nlookup);
 	return 0;

@@ -7,6 +7,8 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
@@ -43,17 +45,34 @@ static int check_type(uint32_t type, uint32_t flags)
 	return type == S_IFREG || type == S_IFDIR ? 0 : -ENXIO;
 }
 
+/* A proc mount in the share would lend the guest the memory of this very process (/proc/PID/mem). What lies on the
+ * share's own file system need not be asked. */
+static int check_file_system(const struct core *core, int fd, uint64_t dev)
+{
+	struct statfs fs;
+
+	if (dev == core->root_dev)
+		return 0;
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+	return fs.f_type == PROC_SUPER_MAGIC ? -EACCES : 0;
+}
+
 int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 {
-	uint32_t type;
+	struct inode_key key;
 	int fd, opened;
 
 	if ((core->config.flags & CORE_READONLY) && writes(flags))
 		return -EROFS;
-	fd = inode_get(core, nodeid, &type);
+	fd = inode_get_key(core, nodeid, &key);
 	if (fd < 0)
 		return fd;
-	opened = check_type(type, flags);
+	opened = check_type(key.type, flags);
+	if (opened == 0)
+		opened = check_room(core);
+	if (opened == 0 && key.type == S_IFREG)
+		opened = check_file_system(core, fd, key.dev);
 	if (opened == 0)
 		opened = reopen(core, fd, host_flags(core, flags));
 	inode_put(core, nodeid);
@@ -96,22 +115,29 @@ int64_t op_open(struct core *core, struct fuse_request *request)
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 
-/* The file a CREATE found in its way. It is looked at before it is opened: rule 1. */
+/* The file a CREATE found in its way. It is looked at before it is opened: rule 1. The guest, which did not know of it,
+ * has checked access to the directory only: the host checks the file. */
 static int open_existing(struct core *core, int dir_fd, const char *name, uint32_t flags)
 {
 	int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct inode_key key;
 	struct statx stat;
-	int opened;
+	int opened, dropped;
 
 	if (fd < 0)
 		return -errno;
 	opened = stat_fd(fd, &stat);
-	if (opened == 0 && (stat.stx_mode & S_IFMT) == S_IFDIR)
-		opened = -EISDIR;
+	if (opened == 0) {
+		key_of(&stat, &key);
+		opened = key.type == S_IFDIR ? -EISDIR : check_type(key.type, flags);
+	}
 	if (opened == 0)
-		opened = check_type(stat.stx_mode & S_IFMT, flags);
-	if (opened == 0)
+		opened = check_file_system(core, fd, key.dev);
+	if (opened == 0) {
+		dropped = cred_drop_dac_override();
 		opened = reopen(core, fd, flags);
+		cred_restore_dac_override(dropped);
+	}
 	close(fd);
 	return opened;
 }
@@ -221,13 +247,24 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 	return result;
 }
 
+/* A write that may have been done already, on a handle that appends: it goes where the guest meant it to, so that it is
+ * not appended twice. The flags to give back to the descriptor, or -1. */
+static int stop_appending(int fd, bool replay)
+{
+	int flags = replay ? fcntl(fd, F_GETFL) : 0;
+
+	if (flags < 0 || !(flags & O_APPEND) || fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0)
+		return -1;
+	return flags;
+}
+
 int64_t op_write(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_write_in *in = (const void *)request->arg;
 	const struct virtq_chain *chain = request->chain;
 	uint64_t skip = sizeof(struct fuse_in_header) + sizeof(*in);
 	struct fuse_write_out *out = (void *)request->reply;
-	int dropped = 0, fd;
+	int dropped = 0, fd, flags;
 	int64_t result;
 
 	if (in->size > request->header.len - skip)
@@ -237,7 +274,10 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 		return fd;
 	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
 		dropped = cred_drop_fsetid();
+	flags = stop_appending(fd, request->replay);
 	result = transfer(fd, true, chain->in, chain->in_count, skip, in->offset, in->size);
+	if (flags >= 0)
+		fcntl(fd, F_SETFL, flags);
 	cred_restore_fsetid(dropped);
 	handle_put(core, in->fh);
 	if (result < 0)
@@ -264,6 +304,7 @@ int64_t op_flush(struct core *core, struct fuse_request *request)
 int64_t op_release(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_release_in *in = (const void *)request->arg;
+	int error = handle_release(core, in->fh);
 
-	return handle_release(core, in->fh);
+	return request->replay && error == -EBADF ? 0 : error;
 }

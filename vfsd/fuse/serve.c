@@ -9,9 +9,11 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
+
+/* Bytes of a name: FUSE_NAME_MAX (fs/fuse/fuse_i.h), what a guest sends at most. */
+#define FUSE_NAME_LIMIT 1024
 
 #define MODIFIES 1   /* EROFS where the share is read-only */
 #define AS_CALLER 2  /* served with the caller's uid and gid */
@@ -132,7 +134,8 @@ static int check_name(const char *name, size_t len)
 		return -EINVAL;
 	if (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')))
 		return -EINVAL;
-	return len > NAME_MAX ? -ENAMETOOLONG : 0;
+	/* There are file systems that count characters, not bytes: the host knows its limit. */
+	return len > FUSE_NAME_LIMIT ? -ENAMETOOLONG : 0;
 }
 
 /* The names and strings after the fixed arguments are there, terminated, and the names are names. */
@@ -180,13 +183,16 @@ static int read_request(struct core *core, struct fuse_request *request, const s
 	return check_strings(*row, request, fixed);
 }
 
-static int check_allowed(const struct core *core, const struct row *row, const struct fuse_request *request)
+static int check_allowed(struct core *core, const struct row *row, const struct fuse_request *request)
 {
 	if (!core->config.session->mounted && !(row->flags & UNMOUNTED))
 		return -EIO;
 	if ((row->flags & MODIFIES) && (core->config.flags & CORE_READONLY))
 		return -EROFS;
-	return request->reply_max < row->reply ? -EINVAL : 0;
+	if (request->reply_max < row->reply)
+		return -EINVAL;
+	/* What makes an inode and then has no descriptor for it would fail, and have happened. */
+	return row->flags & MODIFIES && row->reply >= ENTRY ? check_room(core) : 0;
 }
 
 static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)

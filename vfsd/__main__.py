@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from vfsd.config import Config, parse
-from vfsd.errors import Failure, UsageError
+from vfsd.errors import Failure, UsageError, internal
 from vfsd.listen import Listener, listen
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main() -> int:
         _complain(str(error))
         return error.exit_status
     except Exception as error:
-        _complain(f"internal error: {error!r}")
+        _complain(internal(error))
         return 1
     try:
         return _serve(config, listener)
@@ -44,7 +44,7 @@ def _serve(config: Config, listener: Listener) -> int:
     """The life of the daemon once its socket exists; returns the exit status."""
     import logging
 
-    from vfsd.log import setup
+    from vfsd.log import report, setup
 
     setup(config.log_level, config.syslog)
     log = logging.getLogger("vfsd")
@@ -56,8 +56,7 @@ def _serve(config: Config, listener: Listener) -> int:
         log.error("%s", error)
         return error.exit_status
     except Exception as error:
-        log.error("internal error: %r (--log-level=debug shows where)", error)
-        log.debug("it came from", exc_info=error)
+        report(error)
         return 1
 
 

@@ -5,10 +5,11 @@ Rule 2. What an option is called, takes and means is a row of `vfsd.options`; th
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from vfsd.errors import UsageError
+from vfsd.errors import Failure, UsageError
 from vfsd.options import GROUPS, LEGACY, Option
 from vfsd.values import IdMap
 
@@ -107,16 +108,24 @@ def _store(namespace: argparse.Namespace, row: Option, text: str, name: str) -> 
 
 
 class _Print(argparse.Action):
-    """Prints what the row gives and ends the program with status 0."""
+    """Prints what the row gives, or the help, and ends the program with status 0."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, row: Option, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)
         self.row = row
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        assert self.row.prints is not None
-        print(self.row.prints())
+        _show(self.row.prints() if self.row.prints else parser.format_help().rstrip())
         parser.exit()
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Without this Python's own last flush fails again, with a notice and a status of its own.
+        sys.stdout = None  # type: ignore[assignment]
+        raise Failure(f"the answer can't be written to standard output: {error.strerror}") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -146,9 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keywords(row: Option) -> dict[str, Any]:
-    if "--help" in row.names:
-        return {"action": "help"}
-    if row.prints:
+    if row.prints or "--help" in row.names:
         return {"action": _Print, "row": row}
     if not row.metavar:
         return {"action": _Take, "row": row, "nargs": 0}
@@ -173,7 +180,7 @@ def _legacy_help() -> str:
 def parse(argv: Sequence[str]) -> Config:
     """The settings that these arguments (without the program's name) ask for. Looks at nothing but the arguments.
 
-    Raises UsageError. Options that only print something print it and raise SystemExit(0).
+    Raises Failure. Options that only print something print it and raise SystemExit(0).
     """
     parser = _parser()
     if not argv:

@@ -15,3 +15,9 @@ class UsageError(Failure):
     """The command line can't work as it is."""
 
     exit_status = 2
+
+
+def internal(error: BaseException) -> str:
+    """The sentence for an exception nobody foresaw."""
+    # Only an OSError's text has the name of the file.
+    return f"internal error: {error if isinstance(error, OSError) else repr(error)}"

@@ -18,6 +18,7 @@ from vfsd import capabilities, idmap
 from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
+from vfsd.log import report
 from vfsd.values import IdMap
 
 log = logging.getLogger("vfsd")
@@ -34,6 +35,8 @@ class Namespaces:
     #: Maps of the user namespace; empty: none is made.
     uids: tuple[IdMap, ...] = ()
     gids: tuple[IdMap, ...] = ()
+    #: A map is the user's choice (--uid-map, --gid-map).
+    chosen: bool = False
     #: setuid and setgid are held outside: any map may be written without newuidmap.
     privileged: bool = False
 
@@ -49,15 +52,16 @@ def namespaces(config: Config) -> Namespaces:
         return Namespaces()
     flags = lib.PROCESS_NEW_MOUNT | lib.PROCESS_NEW_PID | lib.PROCESS_NEW_NET
     held = capabilities.effective()
-    if held & capabilities.mask("sys_admin") and not (config.uid_map or config.gid_map):
+    uids, gids = config.uid_map, config.gid_map
+    chosen = bool(uids or gids)
+    if held & capabilities.mask("sys_admin") and not chosen:
         return Namespaces(flags)
     setids = capabilities.mask("setuid", "setgid")
-    return Namespaces(
-        flags | lib.PROCESS_NEW_USER,
-        config.uid_map or idmap.automatic(os.geteuid(), "/etc/subuid", "newuidmap"),
-        config.gid_map or idmap.automatic(os.getegid(), "/etc/subgid", "newgidmap"),
-        privileged=held & setids == setids,
-    )
+    privileged = held & setids == setids
+    if not (uids and gids):
+        automatic = idmap.automatic(privileged=privileged)
+        uids, gids = uids or automatic[0], gids or automatic[1]
+    return Namespaces(flags | lib.PROCESS_NEW_USER, uids, gids, chosen, privileged)
 
 
 def launch(spaces: Namespaces, inside: Callable[[Callable[[], None]], int]) -> int:
@@ -82,7 +86,7 @@ def launch(spaces: Namespaces, inside: Callable[[Callable[[], None]], int]) -> i
     os.close(parent)
     try:
         if spaces.uids:
-            idmap.write(pid, spaces.uids, spaces.gids, privileged=spaces.privileged)
+            idmap.write(pid, spaces.uids, spaces.gids, chosen=spaces.chosen, privileged=spaces.privileged)
         os.write(go, b"!")
         _forward_signals(pidfd[0])
     except BaseException:
@@ -91,7 +95,11 @@ def launch(spaces: Namespaces, inside: Callable[[Callable[[], None]], int]) -> i
     finally:
         os.close(go)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else 1
+    if status < 0:
+        # It had no time to say so itself. The kernel's OOM killer sends SIGKILL.
+        log.error("the daemon was killed by %s", signal.Signals(-status).name)
+        return 1
+    return status
 
 
 def _forward_signals(pidfd: int) -> None:
@@ -118,8 +126,8 @@ def _live_inside(spaces: Namespaces, ready: int, parent: int, inside: Callable[[
         status = failure.exit_status
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        log.exception("the daemon failed")
+    except BaseException as error:
+        report(error)
     finally:
         # Not sys.exit: the caller's clean-up is the launcher's to do, and its paths mean something else here.
         os._exit(status)

@@ -71,8 +71,7 @@ class Listener:
             os.umask(umask)
         self._files[os.path.basename(path)] = self._identity(os.path.basename(path))
         if group is not None:
-            os.chown(path, -1, group)
-            os.chmod(path, 0o660)
+            _give(path, group)
         os.fchmod(self.lock, 0o600)
         os.truncate(self.lock, 0)
         os.pwrite(self.lock, f"{self._owner}\n".encode(), 0)
@@ -204,6 +203,18 @@ def _group(text: str) -> int:
         if text.isascii() and text.isdigit() and int(text) < (1 << 32) - 1:
             return int(text)
     raise UsageError(f"--socket-group: there is no group {text}: name one of /etc/group, or its number")
+
+
+def _give(path: str, group: int) -> None:
+    """Lets the group connect to the socket at `path`."""
+    try:
+        os.chown(path, -1, group)
+    except OSError as error:
+        raise Failure(
+            f"--socket-group: the socket can't be given to that group ({error.strerror}): name one that the user who "
+            "starts vfsd is in, or start as root"
+        ) from None
+    os.chmod(path, 0o660)
 
 
 def _inherited(fd: int) -> socket.socket:

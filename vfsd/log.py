@@ -17,6 +17,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from vfsd.errors import internal
+
 #: Of --log-level. "off" is above every level in use.
 LEVELS = {
     "error": logging.ERROR,
@@ -135,6 +137,13 @@ def setup(level: str, syslog: bool = False) -> None:
     sys.excepthook = _uncaught
     sys.unraisablehook = _unraisable
     threading.excepthook = _uncaught_in_thread
+
+
+def report(error: BaseException) -> None:
+    """Logs an exception nobody foresaw, as one sentence; where it came from at level debug."""
+    log = logging.getLogger("vfsd")
+    log.error("%s (--log-level=debug shows where)", internal(error))
+    log.debug("it came from", exc_info=error)
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -234,8 +234,10 @@ _SANDBOX = (
 
 _PROCESS = (
     Option(
-        *("--rlimit-nofile", "Limit of open files; 0 leaves it as it is", "rlimit_nofile", "N"),
-        convert=values.number,
+        "--rlimit-nofile",
+        f"Limit of open files, at least {values.NOFILE_MIN}; 0 leaves it as it is",
+        *("rlimit_nofile", "N"),
+        convert=values.descriptors,
         default="1000000, or fs.nr_open if that is less",
     ),
     Option(

@@ -1,6 +1,6 @@
 """The walls around the daemon: everything about its process that is set once, before the first guest request.
 
-Rule 1. The walls go up in the only thread of a process, and nothing is imported behind them.
+Rule 1. The walls go up in the only thread of a process, and behind them nothing is imported and no source is read.
 Rule 2. They are a second line. In every mode the operations walk the share by descriptor, one name at a time, and
         follow no symbolic link, so a guest does not get out of the share even where there is no wall.
 Rule 3. No descriptor that leads out of the share is kept, but for the proc mount.
@@ -8,6 +8,7 @@ Rule 3. No descriptor that leads out of the share is kept, but for the proc moun
 
 import contextlib
 import errno
+import linecache
 import logging
 import os
 import resource
@@ -21,6 +22,7 @@ from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
 from vfsd.launcher import Namespaces, launch, namespaces
+from vfsd.values import NOFILE_MIN
 
 #: Flags of mount(2), from <linux/mount.h>.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
@@ -48,6 +50,8 @@ def run(config: Config, preload: Callable[[], object], inside: Callable[[Share],
 
     It returns outside the walls: with `namespace` and `chroot` the caller becomes the launcher. Raises Failure.
     """
+    if not os.path.exists("/proc/self/fd"):
+        raise SandboxError("/proc must be mounted (mount -t proc proc /proc): vfsd reaches files through it")
     _limit_descriptors(config.rlimit_nofile)
     spaces = namespaces(config)
     if config.sandbox == "none":
@@ -65,21 +69,29 @@ def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], se
     else:
         preload()
         proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.chdir(config.shared_dir)
+        _go_to_share(config)
         if config.sandbox == "chroot":
             _chroot()
     root_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("/")
     settle()
     privileged = _reduce_privileges(config) and spaces.identities
-    _forbid_imports()
+    _check_access(config, root_fd)
+    _forbid_sources()
     return Share(root_fd, proc_fd, privileged)
 
 
 def _limit_descriptors(wanted: int | None) -> None:
     """RLIMIT_NOFILE, soft and hard. 0 leaves it; None raises it as far as permitted, to at most a million."""
-    if wanted == 0:
-        return
+    if wanted != 0:
+        _set_limit(wanted)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < NOFILE_MIN:
+        cause = "the limit of open files" if wanted is None else f"--rlimit-nofile={wanted}: the limit of open files"
+        raise SandboxError(f"{cause} is {limit}, and vfsd needs {NOFILE_MIN}: raise it (ulimit -n)")
+
+
+def _set_limit(wanted: int | None) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with open("/proc/sys/fs/nr_open") as file:
         most = int(file.read())
@@ -137,7 +149,7 @@ def _pivot(config: Config) -> int:
         os.chdir("/..")
         _mount("none", "proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     else:
-        os.chdir(config.shared_dir)
+        _go_to_share(config)
     # pivot_root(2), 'pivot_root(".", ".")': the old root ends up over the new one and is taken off.
     if (result := lib.process_pivot_root(b".", b".")) or (result := lib.process_umount(b".", MNT_DETACH)):
         raise SandboxError(f"{config.shared_dir} can't become the root: {os.strerror(-result)}; use --sandbox=chroot")
@@ -145,6 +157,20 @@ def _pivot(config: Config) -> int:
     if config.readonly and (result := lib.process_mount_readonly(b"/")) not in (0, -errno.ENOSYS):
         raise SandboxError(f"{config.shared_dir} can't be mounted read-only: {os.strerror(-result)}")
     return proc_fd
+
+
+def _go_to_share(config: Config) -> None:
+    try:
+        os.chdir(config.shared_dir)
+    except OSError as error:
+        raise _unreadable(config, error) from None
+
+
+def _unreadable(config: Config, error: OSError) -> SandboxError:
+    return SandboxError(
+        f"--shared-dir {config.shared_dir} can't be read ({error.strerror}): give the user who starts vfsd read and "
+        "search permission on it, or start as a user who has them"
+    )
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int) -> None:
@@ -180,8 +206,20 @@ def _reduce_privileges(config: Config) -> bool:
     return keep & setids == setids
 
 
-def _forbid_imports() -> None:
-    """The module path now leads into the share, whose contents are the guest's: nothing is loaded from there."""
+def _check_access(config: Config, root_fd: int) -> None:
+    """Whether the share can be listed and searched, by who we are from now on: a user namespace may give the right to
+    it, or take it away."""
+    try:
+        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd))
+    except OSError as error:
+        raise _unreadable(config, error) from None
+
+
+def _forbid_sources() -> None:
+    """The module path now leads into the share, whose contents are the guest's: nothing is loaded from there, and no
+    traceback opens what it takes for our source (it may be a FIFO, and lines of it would go to the log)."""
+    linecache.clearcache()
+    linecache.updatecache = lambda filename, module_globals=None: []
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter]
     sys.path.clear()
     sys.path_hooks.clear()

@@ -10,6 +10,9 @@ TAG_MAX = 36
 #: More threads than this on one ring is a typing error.
 THREADS_MAX = 256
 
+#: With fewer descriptors the daemon can't even start: its own, a worker's, and one for each ring and region of memory.
+NOFILE_MIN = 256
+
 #: Names of the capabilities by number (<linux/capability.h>), without "CAP_".
 CAPABILITIES = (
     *("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
@@ -57,6 +60,12 @@ def threads(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > THREADS_MAX:
         raise ValueError(f"a number from 0 to {THREADS_MAX}")
     return max(1, int(text))
+
+
+def descriptors(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not (int(text) == 0 or NOFILE_MIN <= int(text) < 1 << 31):
+        raise ValueError(f"0, or a number from {NOFILE_MIN} to 2147483647")
+    return int(text)
 
 
 def id_map(text: str) -> IdMap:

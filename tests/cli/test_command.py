@@ -118,6 +118,21 @@ sys.exit(main())
     assert not done.stderr
 
 
+@pytest.mark.parametrize("argument", ["--version", "--help", "--print-capabilities"])
+@pytest.mark.parametrize("reader", ["full disk", "gone"])
+def test_an_answer_nobody_takes(argument: str, reader: str) -> None:
+    if reader == "gone":
+        end, stdout = os.pipe()
+        os.close(end)
+    else:
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([*VFSD, argument], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(stdout)
+    why = {"gone": "Broken pipe", "full disk": "No space left on device"}[reader]
+    assert done.stderr == f"vfsd: the answer can't be written to standard output: {why}\n"
+    assert done.returncode == 1
+
+
 # Refusals
 
 
@@ -239,6 +254,19 @@ def test_it_ends_with_its_front_end(daemon: Daemon, tmp_path: Path) -> None:
     _, log = daemon.process.communicate(timeout=30)
     assert daemon.process.returncode == 0, log
     assert log.index("Client connected, servicing requests") < log.index("Client disconnected, shutting down")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["share"]
+
+
+def test_a_daemon_killed_behind_its_launcher(share: Path, tmp_path: Path, sandbox: str) -> None:
+    if sandbox == "none":
+        return  # It has no launcher.
+    daemon = Daemon(share, f"--sandbox={sandbox}", cwd=tmp_path)
+    daemon.ready()
+    inside = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text()
+    os.kill(int(inside), signal.SIGKILL)
+    _, log = daemon.process.communicate(timeout=30)
+    assert daemon.process.returncode == 1
+    assert "ERROR vfsd] the daemon was killed by SIGKILL" in log
     assert [entry.name for entry in tmp_path.iterdir()] == ["share"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandbox.user import REPOSITORY, as_user
 from vfsd.config import Config
 from vfsd.errors import Failure, UsageError
 from vfsd.listen import Listener, listen
@@ -102,6 +103,21 @@ def test_no_such_group(path: Path, group: str) -> None:
     assert isinstance(error, UsageError)
     assert f"--socket-group: there is no group {group}" in str(error)
     assert not list(path.parent.iterdir())
+
+
+def test_a_group_the_user_is_not_in(path: Path) -> None:
+    command = [sys.executable, "-m", "vfsd", "--shared-dir=/", f"--socket-path={path}", "--socket-group=0"]
+    done = subprocess.run(
+        [*as_user(path.parent), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vfsd: --socket-group: the socket can't be given to that group (Operation not permit")
+    assert done.stderr.count("\n") == 1
+    assert not list(path.parent.glob("s*[!d]"))
 
 
 def test_a_front_end_can_connect(listener: Listener, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import os
 import shutil
 import socket
 import struct
@@ -167,6 +168,20 @@ def test_progress_is_for_terminals() -> None:
         progress.done()
     assert "kernel" in screen.getvalue() and screen.getvalue().endswith("\r\033[K")
     assert file.getvalue() == ""
+
+
+def test_a_missing_qemu_qmp_is_seen_before_anything_is_started(tmp_path: Path) -> None:
+    (tmp_path / "qemu").mkdir()
+    (tmp_path / "qemu/__init__.py").write_text("'''A package that hides the namespace package qemu.'''")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-m", "vfsd.guest", "run", str(tmp_path), "--log-dir", f"{tmp_path}/logs", "--", "true"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": path}
+    )
+    assert result.returncode == 125
+    (line,) = result.stderr.splitlines()
+    assert "qemu.qmp is missing" in line and "'.[guest]'" in line and "'vfsd[guest]'" in line
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(

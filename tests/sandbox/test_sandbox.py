@@ -74,6 +74,39 @@ def share(tmp_path: Path) -> Path:
     return path
 
 
+#: Enters a sandbox, logs an exception there in each way there is, and prints what was opened for it. Arguments: mode,
+#: share, and the file the exception comes from.
+TRACEBACK = """
+import json, logging, os, sys, threading
+from vfsd import log, sandbox
+from vfsd.config import Config
+
+log.setup("error")
+code = compile("def fail(*_): raise KeyError('a bug')", sys.argv[3], "exec")
+exec(code)
+opened = []
+
+class Dying:
+    __del__ = fail
+
+def inside(share):
+    sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event == "open" else None)
+    try:
+        fail()
+    except KeyError:
+        logging.getLogger("test").exception("caught")
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    Dying()
+    print(json.dumps(opened))
+    sys.stdout.flush()
+    return 7
+
+sys.exit(sandbox.run(Config(shared_dir=sys.argv[2], sandbox=sys.argv[1]), lambda: None, inside))
+"""
+
+
 def start(share: Path | str, prefix: Sequence[str] = (), **settings: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*prefix, sys.executable, "-c", PROGRAM, json.dumps({"shared_dir": str(share), **settings})],
@@ -139,6 +172,24 @@ def test_chroot(share: Path) -> None:
     assert look(share, sandbox="chroot")["root"] == ["file"]
 
 
+@pytest.mark.parametrize("mode", ["none", "namespace", pytest.param("chroot", marks=root_only)])
+def test_a_traceback_opens_no_file(share: Path, mode: str) -> None:
+    """It would be one of the guest's: behind the walls our own path leads into the share."""
+    inside = share / "source.py" if mode == "none" else Path("/source.py")
+    os.mkfifo(share / "source.py")  # one that opens it would wait for ever
+    ended = subprocess.run(
+        [sys.executable, "-c", TRACEBACK, mode, str(share), str(inside)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert ended.returncode == 7, ended.stderr
+    assert ended.stderr.count("KeyError: 'a bug'") == 3
+    assert ended.stderr.count(f'File "{inside}", line 1, in fail') == 3
+    assert json.loads(ended.stdout) == []
+
+
 def test_the_root_directory_as_share_has_an_empty_proc() -> None:
     found = look("/", readonly=True)
     assert "etc" in found["root"] and found["proc"] == []
@@ -201,10 +252,69 @@ def test_more_descriptors_than_permitted(share: Path, tmp_path: Path) -> None:
     assert "--rlimit-nofile=" in complain(share, as_user(tmp_path), rlimit_nofile=1 << 31, sandbox="none")
 
 
-@pytest.mark.parametrize("wanted", [0, 100])
+@pytest.mark.parametrize("wanted", [0, 300])
 def test_rlimit_nofile(share: Path, wanted: int) -> None:
-    ulimit = ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh"]
-    assert look(share, ulimit, sandbox="none", rlimit_nofile=wanted)["nofile"] == [wanted or 200] * 2
+    ulimit = ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh"]
+    assert look(share, ulimit, sandbox="none", rlimit_nofile=wanted)["nofile"] == [wanted or 400] * 2
+
+
+@pytest.mark.parametrize("inherited", [20, 255])
+@pytest.mark.parametrize("wanted", [0, None])
+def test_a_limit_too_small_to_work_with(share: Path, tmp_path: Path, wanted: int | None, inherited: int) -> None:
+    ulimit = [*as_user(tmp_path), "sh", "-c", f'ulimit -n {inherited}; exec "$@"', "sh"]
+    sentence = complain(share, ulimit, sandbox="none", rlimit_nofile=wanted)
+    assert f"the limit of open files is {inherited}, and vfsd needs 256: raise it" in sentence
+    assert ("--rlimit-nofile=0" in sentence) == (wanted == 0)
+
+
+@pytest.mark.parametrize("mode", ["none", "namespace", *(["chroot"] if AS_ROOT else [])])
+def test_no_proc(share: Path, mode: str) -> None:
+    hidden = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
+    assert complain(share, hidden, sandbox=mode).startswith("/proc must be mounted")
+
+
+@root_only
+@pytest.mark.parametrize("permission", [0o700, 0o711, 0o744])
+@pytest.mark.parametrize("mode", ["none", "namespace"])
+def test_a_share_the_user_can_not_read(tmp_path: Path, mode: str, permission: int) -> None:
+    prefix = as_user(tmp_path)
+    path = tmp_path / "share"
+    path.mkdir()
+    path.chmod(permission)
+    assert f"--shared-dir {path} can't be read (Permission denied)" in complain(path, prefix, sandbox=mode)
+
+
+@root_only
+@pytest.mark.parametrize("mode", ["none", "namespace", "chroot"])
+def test_a_share_that_root_can_not_read_without_its_capabilities(share: Path, mode: str) -> None:
+    os.chown(share, UID, UID)
+    share.chmod(0o700)
+    weak = [(False, mask(name).bit_length() - 1) for name in ("dac_override", "dac_read_search")]
+    assert f"--shared-dir {share} can't be read" in complain(share, sandbox=mode, modcaps=weak)
+
+
+@root_only
+@pytest.mark.skipif(not shutil.which("newuidmap"), reason="needs uidmap installed")
+def test_a_share_of_a_subordinate_user_can_be_read(share: Path, tmp_path: Path) -> None:
+    prefix = as_user(tmp_path, granted=True)
+    os.chown(share, RANGE[0] + 999, RANGE[0] + 999)
+    share.chmod(0o700)
+    assert look(share, prefix)["root"] == ["file"]
+    assert "--shared-dir" in complain(share, prefix, sandbox="none")
+
+
+@root_only
+def test_no_new_privs_leave_one_id(share: Path, tmp_path: Path) -> None:
+    prefix = [*as_user(tmp_path, granted=True), "setpriv", "--no-new-privs"]
+    assert look(share, prefix)["uid_map"] == ["0", str(UID), "1"]
+    given = {"uid_map": [(0, UID, 1), (1, *RANGE)], "gid_map": [(0, UID, 1), (1, *RANGE)]}
+    assert "no_new_privs is set" in start(share, prefix, **given).stderr
+
+
+@root_only
+def test_root_without_capabilities_has_no_user_namespace(share: Path) -> None:
+    sentence = complain(share, ["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
+    assert "use --sandbox=none" in sentence and "-map" not in sentence
 
 
 def test_a_network_that_is_not_empty() -> None:

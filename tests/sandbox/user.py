@@ -41,7 +41,7 @@ def first_subordinate(granted: bool) -> int | None:
     """The host's id of the guest's user 1 of such a user in a user namespace; None when it has none."""
     if AS_ROOT:
         return RANGE[0] if granted and shutil.which("newuidmap") else None
-    maps = idmap.automatic(UID, "/etc/subuid", "newuidmap")
+    maps, _ = idmap.automatic(privileged=False)
     return maps[1].outside if len(maps) > 1 else None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vfsd.guest import accel, initramfs, kernel, machine
+from vfsd.guest import accel, initramfs, kernel, machine, monitor
 from vfsd.guest.channel import Command, Result, Sink, Slot, script
 from vfsd.guest.daemon import Daemon, describe_status
 from vfsd.guest.errors import GuestError, TimeLimitError
@@ -231,6 +231,7 @@ class Guest:
     # Boot, step by step
 
     def _prepare(self) -> None:
+        monitor.check()
         self.settings.check()
         for share in self.shares:
             if not os.path.isdir(share.directory):

@@ -12,14 +12,23 @@ from vfsd.guest.errors import GuestError
 _T = TypeVar("_T")
 
 
+def check() -> None:
+    """Raises GuestError if there is no qemu.qmp, an optional dependency of the package."""
+    try:
+        import qemu.qmp  # noqa: F401
+    except ImportError:
+        raise GuestError(
+            "the Python package qemu.qmp is missing: pip install '.[guest]' in vfsd's source tree, or "
+            "pip install 'vfsd[guest]'"
+        ) from None
+
+
 class Monitor:
     """One QMP session over a connected socket. Every method may be called from any thread."""
 
     def __init__(self, connection: socket.socket) -> None:
-        try:
-            from qemu.qmp import EventListener, QMPClient
-        except ImportError:
-            raise GuestError("the Python package qemu.qmp is missing: pip install 'vfsd[guest]'") from None
+        from qemu.qmp import EventListener, QMPClient
+
         #: QMP events seen so far, oldest first.
         self.events: list[Mapping[str, Any]] = []
         self._loop = asyncio.new_event_loop()

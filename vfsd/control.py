@@ -78,6 +78,8 @@ class Control:
         self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reported: set[int] = set()
         self._backend: Backend | None = None
+        #: Workers died of the rings, which can't be parked any more; the connection ends.
+        self._lost = False
         self._glance = 0.0
         descriptors.reserve()
         gc.freeze()
@@ -123,6 +125,7 @@ class Control:
     def _serve(self, connection: socket.socket) -> int:
         """One front-end, until it leaves."""
         self._backend = Backend(connection, self._device, self._table, self._states, self._inflight)
+        self._lost = False
         status = 0
         try:
             while True:
@@ -147,7 +150,7 @@ class Control:
     def _turn(self, backend: Backend) -> None:
         """Waits for what comes next, and does it."""
         supervisor = self._supervisor
-        if supervisor.left_strays and not supervisor.running:
+        if (supervisor.left_strays or self._device.left_strays) and not supervisor.running:
             self._sweep()
         waiting = not supervisor.running and bool(backend.runnable())
         readable = self._readable([backend.fileno(), supervisor.pidfd, self._broken], self._timeout(backend, waiting))
@@ -178,6 +181,7 @@ class Control:
             self._device,
             backend,
             self._config.threads,
+            descriptors.room(len(self._own | backend.descriptors())),
             self._supervisor.stop_fd,
             self._broken,
             os.getpid(),
@@ -188,15 +192,20 @@ class Control:
 
     def _park(self) -> None:
         """Returns when no worker runs and every ring is parked. One that died instead of parking left a mark in the
-        rings it ran: another one takes them over, serves what was in flight and no more, and parks them."""
+        rings it ran: another one takes them over, serves what was in flight and no more, and parks them.
+
+        Raises RemoteProtocolError when they all die: where the rings are is not known, and a wrong base would have the
+        guest's requests served twice or never.
+        """
         self._supervisor.stop()
-        backend = self._backend
-        for _ in range(PARK_ATTEMPTS):
-            if not backend or not any(ring.state.started for ring in backend.runnable()):
-                return
+        backend, attempts = self._backend, 0
+        while backend and not self._lost and any(ring.state.started for ring in backend.runnable()):
+            if attempts == PARK_ATTEMPTS:
+                self._lost = True
+                raise RemoteProtocolError(f"requests in flight are lost: {attempts} workers in a row died of them")
+            attempts += 1
             self._start(backend)
             self._supervisor.stop()
-        log.error("requests in flight are lost: %d workers in a row died of them", PARK_ATTEMPTS)
 
     def _report_broken(self, backend: Backend) -> None:
         os.eventfd_read(self._broken)
@@ -211,9 +220,8 @@ class Control:
         owned = self._own | self._device.descriptors()
         if self._backend:
             owned |= self._backend.descriptors()
-        if count := descriptors.sweep(self._share.proc_fd, owned):
-            log.debug("%d descriptors of a worker that ended were closed", count)
-        self._supervisor.left_strays = False
+        descriptors.sweep(owned)
+        self._supervisor.left_strays = self._device.left_strays = False
 
     def _readable(self, fds: list[int], timeout: float | None) -> set[int]:
         """Which of `fds` became readable, within `timeout` seconds. Raises Ended."""

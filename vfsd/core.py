@@ -51,6 +51,8 @@ class Settings(NamedTuple):
     allow_mmap: bool = False
     #: Descriptors of the largest ring: bounds the pages of one request.
     queue_size: int = 1024
+    #: How many inodes and handles the guest may hold together, 0: as many as there is room for.
+    descriptors: int = 0
 
     @classmethod
     def of(cls, config: "Config", privileged: bool, queue_size: int = 1024) -> Self:
@@ -141,6 +143,7 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, i
             "handles": handles.pointer(ffi, "char *"),
             "inodes_size": inodes.size,
             "handles_size": handles.size,
+            "descriptors_max": settings.descriptors,
         },
     )
 

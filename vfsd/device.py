@@ -48,11 +48,13 @@ class FsDevice:
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
         self.handles = Arena("vfsd-handles", HANDLES_SIZE)
+        #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
+        self.left_strays = False
         self._config, self._share, self._park = config, share, park
 
-    def settings(self, queue_size: int) -> Settings:
-        """For a core whose largest ring has `queue_size` descriptors."""
-        return Settings.of(self._config, self._share.privileged, queue_size)
+    def settings(self, queue_size: int, room: int) -> Settings:
+        """For a core whose largest ring has `queue_size` descriptors, and whose guest may hold `room` of the host's."""
+        return Settings.of(self._config, self._share.privileged, queue_size)._replace(descriptors=room)
 
     def descriptors(self) -> set[int]:
         """Those of the guest's inodes and handles. Asked while no worker runs."""
@@ -71,10 +73,10 @@ class FsDevice:
         self._park()
 
     def reset(self) -> None:
-        # The descriptors on record here become strays, which the next sweep closes.
         for arena in (self.session, self.inodes, self.handles):
             arena.clear()
+        self.left_strays = True
 
     def _core_config(self) -> Any:
         share = self._share
-        return core_config(self.settings(1), share.root_fd, share.proc_fd, self.session, self.inodes, self.handles)
+        return core_config(self.settings(1, 0), share.root_fd, share.proc_fd, self.session, self.inodes, self.handles)

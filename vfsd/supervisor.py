@@ -18,6 +18,9 @@ log = logging.getLogger("vfsd.control")
 
 #: The longest wait between two attempts to start one, seconds.
 PATIENCE = 5.0
+#: How long a worker may take to finish what it serves and park its rings, seconds. The front-end waits meanwhile, and
+#: with it a whole guest.
+DEADLINE = 30.0
 
 
 class Supervisor:
@@ -72,12 +75,12 @@ class Supervisor:
         if not self.running:
             return
         os.eventfd_write(self.stop_fd, 1)
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        poll.register(self._interrupt, select.POLLIN)
-        while self.pidfd not in (ready := [fd for fd, _ in poll.poll()]):
-            if self._interrupt in ready:
-                self._check()
+        if not self._ends(DEADLINE):
+            log.warning(
+                "worker %d has not parked its rings in %g s: it is killed, and they go to another", self.pid, DEADLINE
+            )
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self._ends(None)
         self.collect()
         os.eventfd_read(self.stop_fd)
 
@@ -102,6 +105,19 @@ class Supervisor:
             poll.register(self.pidfd, select.POLLIN)
             if poll.poll(1000):
                 os.waitpid(self.pid, 0)
+
+    def _ends(self, timeout: float | None) -> bool:
+        """Whether the worker ends within `timeout` seconds. Raises what `check` raises."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        poll.register(self._interrupt, select.POLLIN)
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while True:
+            left = max(0.0, deadline - time.monotonic()) if deadline is not None else None
+            ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000)}
+            if self.pidfd in ready or not ready:
+                return bool(ready)
+            self._check()
 
     def _back_off(self) -> None:
         """The death of one that got something done costs no time; each of those that did not costs more."""

@@ -21,6 +21,7 @@ from vfsd._fuse import ffi as fuse_ffi
 from vfsd._fuse import lib as fuse
 from vfsd._process import lib as process
 from vfsd.core import Core
+from vfsd.descriptors import leave_room
 from vfsd.device import FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.sandbox import Share
@@ -43,6 +44,8 @@ class Spec(NamedTuple):
     backend: Backend
     #: Threads lent to each ring.
     threads: int
+    #: Descriptors the guest may hold.
+    room: int
     #: eventfd: readable when the rings are to be parked.
     stop: int
     #: eventfd: written when a ring was found broken.
@@ -93,7 +96,7 @@ def _core(spec: Spec) -> Iterator[Core]:
     proc_fd = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
     os.fchdir(proc_fd)
     device = spec.device
-    settings = device.settings(max(vring.num for vring in spec.backend.runnable()))
+    settings = device.settings(max(vring.num for vring in spec.backend.runnable()), spec.room)
     core = Core(settings, spec.share.root_fd, proc_fd, device.session, device.inodes, device.handles)
     open_door(core, Pool())
     yield core
@@ -104,6 +107,7 @@ def _serve(spec: Spec, core: Core) -> None:
     """Serves every ring until told to stop, and parks them."""
     memory = spec.backend.memory_view()
     rings = [ring for vring in spec.backend.runnable() if (ring := _ring(spec, vring, memory))]
+    leave_room()
     threads = [
         threading.Thread(target=_lend, args=(spec, ring, core), name=f"ring {ring.vring.index}", daemon=True)
         for ring in rings

@@ -65,7 +65,10 @@ class Device(Protocol):
         """Raises Refused."""
 
     def quiesce(self) -> None:
-        """Returns when no worker runs, every ring is parked, and each state record says where it is."""
+        """Returns when no worker runs, every ring is parked, and each state record says where it is.
+
+        Raises RemoteProtocolError when no worker runs but a ring can't be parked: nobody knows where it is.
+        """
 
     def reset(self) -> None:
         """The device is reset, or its front-end is gone. No worker runs."""
@@ -156,7 +159,11 @@ class Backend:
 
     def close(self) -> None:
         """Ends the connection: nothing of it is left, and the device is reset."""
-        self.device.quiesce()
+        try:
+            self.device.quiesce()
+        except RemoteProtocolError as error:
+            # It would cost the connection.
+            logger.error("%s", str(error))
         for vring in self.vrings:
             vring.reset()
         self.memory.clear()
@@ -367,7 +374,8 @@ class Backend:
         vring = self._vring(file.index)
         if (getattr(vring, name) < 0) != (not fds):
             self.device.quiesce()
-        vring.replace(name, fds.pop() if fds else -1)
+        vring.replace(name, fds[0] if fds else -1)
+        fds.clear()
 
     def set_vring_enable(self, state: VringState) -> None:
         if not self.features & Feature.PROTOCOL_FEATURES:

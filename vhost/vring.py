@@ -3,6 +3,7 @@
 Rule 1. A ring is stopped until SET_VRING_KICK and after GET_VRING_BASE. It runs in a worker while it is started,
         enabled and not broken.
 Rule 2. The `struct virtq_state` record is written here only while no worker runs.
+Rule 3. Every descriptor of a ring is non-blocking from its receipt: a worker that waits on one could not be stopped.
 """
 
 import os
@@ -81,9 +82,13 @@ class Vring:
         self.addr = addr
 
     def start(self, kick: int, recovers: bool) -> None:
-        """SET_VRING_KICK. `recovers`: the in-flight region, not last_avail_idx, says where to go on."""
+        """SET_VRING_KICK. `recovers`: the in-flight region, not last_avail_idx, says where to go on.
+
+        After an exception `kick` is still the caller's.
+        """
         if not self.num or not self.addr:
             raise RemoteProtocolError(f"ring {self.index} is started before SET_VRING_NUM and SET_VRING_ADDR")
+        _unblock(kick)
         self._close("kick")
         self.kick = kick
         if not self.started:
@@ -103,7 +108,9 @@ class Vring:
         """SET_VRING_CALL and SET_VRING_ERR: `fd` takes the place of the descriptor `name`; -1 is none.
 
         The number stays where there was one, so that a running worker, which shares our descriptors, goes on with it.
+        After an exception `fd` is still the caller's.
         """
+        _unblock(fd)
         old = getattr(self, name)
         if old >= 0 and fd >= 0:
             os.dup2(fd, old, inheritable=False)
@@ -142,3 +149,9 @@ class Vring:
         if getattr(self, name) >= 0:
             os.close(getattr(self, name))
         setattr(self, name, -1)
+
+
+def _unblock(fd: int) -> None:
+    """QEMU's eventfds are so from the start; another front-end's, or what else it sends, may not be."""
+    if fd >= 0:
+        os.set_blocking(fd, False)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,7 +47,8 @@ def open_files(pid: int) -> dict[int, str]:
     """Descriptors of a process, and what they are."""
     found = {}
     for entry in os.scandir(f"/proc/{pid}/fd"):
-        found[int(entry.name)] = os.readlink(entry.path)
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[int(entry.name)] = os.readlink(entry.path)
     return found
 
 

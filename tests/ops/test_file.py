@@ -42,6 +42,13 @@ def test_offsets_beyond_any_file(mount: Mount, opened: tuple[int, int]) -> None:
     client.copy_file_range(nodeid, fh, 0, nodeid, fh, 4096, 1, flags=1, expect=errno.EINVAL)
 
 
+@pytest.mark.parametrize("mode", [0x8, 0x20])
+def test_a_file_is_not_shifted(mount: Mount, opened: tuple[int, int], mode: int) -> None:
+    """COLLAPSE_RANGE and INSERT_RANGE: no guest's kernel asks, and a request that is replayed would shift twice."""
+    mount.client.fallocate(*opened, 0, 4096, mode=mode, expect=errno.EOPNOTSUPP)
+    assert (mount.root / "f").stat().st_size == 8192
+
+
 def test_copies_of_any_length(mount: Mount, opened: tuple[int, int]) -> None:
     client, (nodeid, fh) = mount.client, opened
     entry, to = client.create(ROOT, b"g")

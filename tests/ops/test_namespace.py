@@ -116,6 +116,14 @@ def test_removed_twice(mount: Mount) -> None:
     again.rename(ROOT, b"gone", ROOT, b"neither", expect=errno.ENOENT)
 
 
+def test_an_exchange_is_not_undone_in_silence(mount: Mount) -> None:
+    (mount.root / "old").write_bytes(b"1")
+    (mount.root / "new").write_bytes(b"2")
+    mount.client.rename2(ROOT, b"old", ROOT, b"new", flags=2)
+    mount.replayed.rename2(ROOT, b"old", ROOT, b"new", flags=2, expect=errno.EIO)
+    assert (mount.root / "old").read_bytes() == b"2"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a whiteout")
 def test_whiteout_left_twice(mount: Mount) -> None:
     (mount.root / "old").write_bytes(b"data")

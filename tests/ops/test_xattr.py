@@ -50,6 +50,22 @@ def test_values_are_as_long_as_they_say(mount: Mount) -> None:
     mount.client.setxattr(nodeid, b"user.a", b"x", flags=0x80000000, expect=errno.EINVAL)
 
 
+def test_served_twice(mount: Mount) -> None:
+    (mount.root / "f").touch()
+    client, again = mount.client, mount.replayed
+    again.setxattr_ext = client.setxattr_ext
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    for each in (client, again):
+        each.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE)
+    again.setxattr(nodeid, b"user.a", b"another", flags=os.XATTR_CREATE, expect=errno.EEXIST)
+    client.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE, expect=errno.EEXIST)
+    for each in (client, again):
+        each.removexattr(nodeid, b"user.a")
+    client.removexattr(nodeid, b"user.a", expect=errno.ENODATA)
+    again.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_REPLACE, expect=errno.ENODATA)
+    again.removexattr(99, b"user.a", expect=errno.ESTALE)
+
+
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"system.posix_acl_default"])
 def test_acls_are_not_there(mount: Mount, name: bytes) -> None:
     """The guest judges by modes alone: an ACL it doesn't see it doesn't enforce."""

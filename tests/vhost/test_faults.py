@@ -89,6 +89,31 @@ def test_a_channel_that_is_no_socket(connection: Connection) -> None:
     assert "no socket" in connection.refused(Request.SET_BACKEND_REQ_FD, None, [connection.fe.rings[0].kick])
 
 
+@pytest.mark.parametrize("request_", [Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR])
+def test_an_eventfd_that_is_none(connection: Connection, request_: Request) -> None:
+    connection.fe.negotiate()
+    connection.fe.start()
+    fd = os.open("/", os.O_PATH)
+    assert f"{request_.name} failed" in connection.refused(request_, VringFile(1, True), [fd])
+    os.close(fd)
+
+
+def test_rings_that_can_not_be_parked(connection: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """No base is better than a wrong one. To close is possible all the same."""
+    fe = connection.fe
+    fe.negotiate()
+    fe.start()
+
+    def quiesce() -> None:
+        raise RemoteProtocolError("the rings are lost")
+
+    connection.device.quiesce = quiesce  # type: ignore[method-assign]
+    assert connection.refused(Request.GET_VRING_BASE, VringState(1, 0)) == "the rings are lost"
+    connection.backend.close()
+    assert connection.device.calls[-1] == "reset" and connection.backend.descriptors() == set()
+    assert caplog.messages == ["the rings are lost"]
+
+
 def test_a_failed_request_is_acknowledged_as_failed(connection: Connection) -> None:
     fe = connection.fe
     fe.negotiate()

@@ -103,6 +103,30 @@ def test_descriptors(vring: Vring) -> None:
     assert not any(map(is_open, fds)) and vring.num == 0 and vring.addr is None
 
 
+def test_nothing_blocks(vring: Vring) -> None:
+    """Whoever waits on a descriptor of the front-end's can't be stopped: an empty kick, a full call."""
+    pipes = [os.pipe() for _ in range(4)]
+    (kick, _), (_, call), (_, err), (_, other) = pipes
+    vring.start(kick, False)
+    vring.replace("call", call)
+    vring.replace("err", err)
+    assert not any(os.get_blocking(fd) for fd in (kick, call, err))
+    vring.replace("call", other)
+    assert not os.get_blocking(vring.call)
+    vring.reset()
+    for fd in {fd for pipe in pipes for fd in pipe} - {kick, call, err, other}:
+        os.close(fd)
+
+
+def test_a_descriptor_that_can_not_be_one_stays_the_caller_s(vring: Vring) -> None:
+    fd = os.open("/", os.O_PATH)
+    for take in (lambda: vring.start(fd, False), lambda: vring.replace("call", fd)):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            take()
+    assert is_open(fd) and not vring.descriptors() and not vring.started
+    os.close(fd)
+
+
 def test_config_of_a_worker(vring: Vring) -> None:
     vring.set_addr(VringAddr(1, 1, 0x1000, 0x3000, 0x2000, 0x9000))
     vring.start(-1, False)

@@ -15,8 +15,9 @@ from vfsd.core import Core, check, packed
 from vfsd.door import Request, op
 
 OFFSET_MAX = (1 << 63) - 1
-#: KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE of <linux/falloc.h>.
-FALLOCATE_MODES = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40
+#: KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE of <linux/falloc.h>: what a guest's kernel passes on (fuse_file_fallocate in
+#: fs/fuse/file.c). All may be done twice; COLLAPSE_RANGE and INSERT_RANGE would shift a file twice when replayed.
+FALLOCATE_MODES = 0x1 | 0x2 | 0x10
 #: A copy may be shorter than asked for. This much at once, 1 GiB: a reply that fits 32 bits, page-aligned.
 COPY_MAX = 1 << 30
 

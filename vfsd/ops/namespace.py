@@ -3,7 +3,8 @@
 Rule 1. A name is used relative to its directory's descriptor, and C has checked that it is one: not empty, without a
         slash, not `.` or `..`. Nothing here follows a symlink, so nothing leaves the share.
 Rule 2. With `replay`, an object that is there as asked for was made by this request, and one that is gone was removed
-        by it. Exactly once this is not: another process of the host may have done it.
+        by it. Exactly once this is not: another process of the host may have done it. What leaves no trace that it
+        was done, and would be undone by a second time, is answered EIO.
 """
 
 import errno
@@ -104,7 +105,10 @@ def rename2(core: Core, request: Request, arg: Any, old: bytes, new: bytes) -> b
 
 def _rename(core: Core, request: Request, newdir: int, old: bytes, new: bytes, flags: int) -> bytes:
     with core.inode(request.nodeid) as parent, core.inode(newdir) as newparent:
-        # An exchange that was done can't be told from one that wasn't: it is done again.
+        if request.replay and flags & RENAME_EXCHANGE:
+            # One that was done can't be told from one that wasn't. A second would undo the first and report success:
+            # the guest had better know that it must look.
+            raise OSError(errno.EIO, "an exchange that was in flight in a worker that died")
         if request.replay and flags & RENAME_WHITEOUT and _is_whiteout(_stat(parent, old)):
             return b""
         try:

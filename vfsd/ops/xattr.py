@@ -43,8 +43,14 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
     if not end or not name or len(value) < arg.size or arg.flags & ~FLAGS:
         raise OSError(errno.EINVAL, "malformed SETXATTR")
     _admit(core, name)
+    value = value[: arg.size]
     with core.inode(request.nodeid) as fd:
-        os.setxattr(str(fd), name, value[: arg.size], arg.flags)
+        try:
+            os.setxattr(str(fd), name, value, arg.flags)
+        except FileExistsError:
+            # XATTR_CREATE. What is there as asked for was made by this request (namespace.py, rule 2).
+            if not (request.replay and os.getxattr(str(fd), name) == value):
+                raise
     return b""
 
 
@@ -52,7 +58,11 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
 def removexattr(core: Core, request: Request, name: bytes) -> bytes:
     _admit(core, name)
     with core.inode(request.nodeid) as fd:
-        os.removexattr(str(fd), name)
+        try:
+            os.removexattr(str(fd), name)
+        except OSError as error:
+            if not (request.replay and error.errno == errno.ENODATA):
+                raise
     return b""
 
 

@@ -1,6 +1,6 @@
 """PEP 517 back-end of this tree: emit the cffi C files, then let setuptools do the rest.
 
-The extensions themselves are listed in pyproject.toml; this file only makes the generated source each of them starts with.
+The extensions are listed in pyproject.toml; this file only makes the generated source each of them starts with.
 """
 
 import sys

@@ -1,0 +1,67 @@
+"""One guest for all suites, and a directory of the share for each test.
+
+The environment chooses what is tested: VFSD_TEST_QEMU and VFSD_TEST_KERNEL (scripts/test-newer sets them),
+VFSD_TEST_DAEMON (another virtiofs daemon, to tell our faults from the guest kernel's) and VFSD_TEST_SCALE, which
+multiplies the sizes.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vfsd.guest.channel import Result
+from vfsd.guest.guest import Guest, Share
+from vfsd.guest.machine import Settings
+
+SCALE = int(os.environ.get("VFSD_TEST_SCALE", "1"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.guest)
+            item.add_marker(pytest.mark.timeout(900 * SCALE))
+
+
+@pytest.fixture(scope="session")
+def scale() -> int:
+    return SCALE
+
+
+@pytest.fixture(scope="package")
+def suite_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A booted guest whose only share is an empty directory."""
+    directory = tmp_path_factory.mktemp("share")
+    share = Share(directory, daemon=os.environ.get("VFSD_TEST_DAEMON"), daemon_options=["--xattr"])
+    settings = Settings(qemu=os.environ.get("VFSD_TEST_QEMU", Settings.qemu), memory=1536)
+    with Guest(share, settings=settings, kernel_name=os.environ.get("VFSD_TEST_KERNEL")) as guest:
+        yield guest
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory of the share, as both sides see it."""
+
+    guest: Guest
+    #: On the host.
+    host: Path
+    #: In the guest.
+    path: str
+
+    def run(self, command: str, timeout: float = 600) -> Result:
+        """Runs a shell script in the guest, in this directory. Fails the test if it fails, with what it printed."""
+        result = self.guest.run("exec 2>&1; " + command, timeout, cwd=self.path)
+        assert result.status == 0, f"{command}: status {result.status}\n{result.text[-8000:]}"
+        return result
+
+
+@pytest.fixture
+def place(suite_guest: Guest, request: pytest.FixtureRequest) -> Place:
+    name = request.node.name.replace("[", "-").replace("]", "").replace("/", "-")
+    host = Path(suite_guest.shares[0].directory) / name
+    host.mkdir()
+    return Place(suite_guest, host, f"{suite_guest.mount_point}/{name}")

@@ -30,12 +30,9 @@ def as_user(place: Path, granted: bool = False) -> list[str]:
     os.chown(place, UID, UID)
     subid = place / "subid"
     subid.write_text(f"{UID}:{RANGE[0]}:{RANGE[1]}\n" if granted else "")
-    # What is preloaded (scripts/sanitize) is out of reach while the directories move.
-    script = ["set -e", "preload=$LD_PRELOAD; unset LD_PRELOAD"]
-    script += _expose([Path(sys.base_prefix), Path(sys.prefix), REPOSITORY, place], place / "bound")
+    script = ["set -e", *_expose([Path(sys.base_prefix), Path(sys.prefix), REPOSITORY, place], place / "bound")]
     for name in ("/etc/subuid", "/etc/subgid"):
         script.append(f"touch {name}; mount --bind {shlex.quote(str(subid))} {name}")
-    script.append('[ -z "$preload" ] || export LD_PRELOAD="$preload"')
     script.append(f'exec setpriv --reuid={UID} --regid={UID} --clear-groups -- "$@"')
     return ["unshare", "--mount", "sh", "-c", "\n".join(script), "sh"]
 

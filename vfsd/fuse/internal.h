@@ -119,6 +119,9 @@ int reopen(const struct core *core, int fd, uint32_t flags);
 int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out);
 
 /* ops_file.c */
+/* Makes the descriptor of an open a handle of `nodeid`, and the reply. It is given away, whatever is returned: 0 or
+ * -errno. */
+int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, struct fuse_open_out *out);
 /* The flags of a host open for a guest's flags: only what is safe and allowed here. */
 uint32_t host_flags(const struct core *core, uint32_t flags);
 

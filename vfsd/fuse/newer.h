@@ -1,5 +1,5 @@
 /* What <linux/fuse.h> of Debian 12 (protocol 7.38 as of Linux 6.1) does not have yet, with the kernel that brought it.
- * Everything is guarded: a newer system header wins. */
+ * Flags are guarded: a newer system header wins. Opcodes and structs have names of their own. */
 #ifndef VFSD_FUSE_NEWER_H
 #define VFSD_FUSE_NEWER_H
 
@@ -23,10 +23,6 @@
 /* The supplementary group of the caller, an extension after the arguments (fuse_in_header.total_extlen, Linux 6.3):
  * FUSE_EXT_GROUPS, struct fuse_supp_groups. */
 #define EXT_GROUPS 32
-struct wire_supp_groups {
-	uint32_t nr_groups;
-	uint32_t groups[];
-};
 
 /* struct fuse_sx_time, struct fuse_statx, struct fuse_statx_in, struct fuse_statx_out (Linux 6.6). */
 struct wire_sx_time {

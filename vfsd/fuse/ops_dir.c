@@ -33,10 +33,7 @@ int64_t op_opendir(struct core *core, struct fuse_request *request)
 
 	if (fd < 0)
 		return fd;
-	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, O_DIRECTORY)};
-	error = handle_add(core, request->header.nodeid, fd, &out->fh);
-	if (error < 0)
-		close(fd);
+	error = open_finish(core, request->header.nodeid, fd, O_DIRECTORY, out);
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 

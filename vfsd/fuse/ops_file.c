@@ -95,6 +95,17 @@ uint32_t open_reply_flags(struct core *core, uint32_t flags)
 	}
 }
 
+int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, struct fuse_open_out *out)
+{
+	int error;
+
+	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, flags)};
+	error = handle_add(core, nodeid, fd, &out->fh);
+	if (error < 0)
+		close(fd);
+	return error;
+}
+
 int64_t op_open(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_open_in *in = (const void *)request->arg;
@@ -108,10 +119,7 @@ int64_t op_open(struct core *core, struct fuse_request *request)
 	cred_restore_fsetid(dropped);
 	if (fd < 0)
 		return fd;
-	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, flags)};
-	error = handle_add(core, request->header.nodeid, fd, &out->fh);
-	if (error < 0)
-		close(fd);
+	error = open_finish(core, request->header.nodeid, fd, flags, out);
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 
@@ -188,10 +196,8 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 		close(fd);
 		return error;
 	}
-	*open = (struct fuse_open_out){.open_flags = open_reply_flags(core, in->flags & ~(uint32_t)O_DIRECTORY)};
-	error = handle_add(core, entry->nodeid, fd, &open->fh);
+	error = open_finish(core, entry->nodeid, fd, in->flags & ~(uint32_t)O_DIRECTORY, open);
 	if (error < 0) {
-		close(fd);
 		inode_forget(core, entry->nodeid, 1);
 		return error;
 	}

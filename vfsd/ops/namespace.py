@@ -9,6 +9,7 @@ Rule 2. With `replay`, an object that is there as asked for was made by this req
 
 import errno
 import os
+from collections.abc import Callable
 from stat import S_IFMT, S_IFREG, S_ISCHR, S_ISDIR
 from typing import Any
 
@@ -71,20 +72,18 @@ def link(core: Core, request: Request, arg: Any, name: bytes) -> bytes:
 
 @op("UNLINK", names=1)
 def unlink(core: Core, request: Request, name: bytes) -> bytes:
-    with core.inode(request.nodeid) as parent:
-        try:
-            os.unlink(name, dir_fd=parent)
-        except FileNotFoundError:
-            if not request.replay:
-                raise
-    return b""
+    return _remove(core, request, name, os.unlink)
 
 
 @op("RMDIR", names=1)
 def rmdir(core: Core, request: Request, name: bytes) -> bytes:
+    return _remove(core, request, name, os.rmdir)
+
+
+def _remove(core: Core, request: Request, name: bytes, call: Callable[..., None]) -> bytes:
     with core.inode(request.nodeid) as parent:
         try:
-            os.rmdir(name, dir_fd=parent)
+            call(name, dir_fd=parent)
         except FileNotFoundError:
             if not request.replay:
                 raise

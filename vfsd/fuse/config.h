@@ -1,0 +1,57 @@
+/* What a core is made of, as Python fills it in: settings, arenas, and what the mount negotiated. Read by both sides. */
+#ifndef VFSD_FUSE_CONFIG_H
+#define VFSD_FUSE_CONFIG_H
+
+#include <stdint.h>
+
+#include "virtq.h"
+
+struct core;
+struct fuse_request;
+
+/* What a mount negotiated: one record of an arena, written by INIT and DESTROY (vfsd/ops/session.py). */
+struct core_session {
+	uint32_t mounted;       /* stored last by INIT, cleared first by DESTROY */
+	uint32_t minor;         /* the smaller of the guest's and ours */
+	uint64_t flags;         /* agreed, flags2 << 32 | flags */
+	uint32_t max_write;     /* bytes */
+	uint32_t max_pages;
+};
+
+#define CORE_CACHE_NEVER 0
+#define CORE_CACHE_METADATA 1
+#define CORE_CACHE_AUTO 2
+#define CORE_CACHE_ALWAYS 3
+
+#define CORE_READONLY 1          /* every modifying op is answered EROFS */
+#define CORE_PRIVILEGED 2        /* may switch to the guest caller's identity */
+#define CORE_ALLOW_DIRECT_IO 4   /* pass O_DIRECT on to the host */
+#define CORE_PRESERVE_NOATIME 8  /* pass O_NOATIME on to the host */
+#define CORE_ANNOUNCE_SUBMOUNTS 16
+
+/* Answers one request: length of the reply placed in request->reply, -errno, or VIRTQ_DEFERRED after which fuse_finish
+ * is owed. An op that runs as its caller (MKNOD, MKDIR, SYMLINK, TMPFILE) does so on this thread only: it is not
+ * deferred. */
+typedef int64_t (*fuse_door_function)(struct core *core, struct fuse_request *request);
+
+/* virtq_complete, handed over as a pointer: it lives in the other extension. */
+typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
+
+struct core_config {
+	int32_t root_fd;        /* O_PATH of the shared directory */
+	int32_t proc_fd;        /* this process's /proc/self/fd */
+	uint32_t flags;         /* CORE_* */
+	uint32_t cache;         /* CORE_CACHE_* */
+	uint64_t entry_ns;      /* validity the guest is told, nanoseconds */
+	uint64_t attr_ns;
+	fuse_door_function door;
+	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
+	struct core_session *session;
+	void *inodes;           /* arenas */
+	void *handles;
+	uint32_t descriptors_max; /* inodes and handles together may hold so many; 0: no limit */
+	uint64_t inodes_size;   /* bytes */
+	uint64_t handles_size;
+};
+
+#endif

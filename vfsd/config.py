@@ -36,11 +36,18 @@ class Config(NamedTuple):
 
     #: never, metadata, auto or always.
     cache: str = "auto"
-    #: False whenever `cache` is never: READDIRPLUS gains nothing there.
-    readdirplus: bool = True
+    #: How long the guest may trust a name, an attribute, and that there is no such name, in nanoseconds. None: as
+    #: long as `timeout` says, which may leave it to `cache`.
+    entry_timeout: int | None = None
+    attr_timeout: int | None = None
+    negative_timeout: int = 0
+    timeout: int | None = None
+    #: never, auto or always. "": never with `cache` never, where READDIRPLUS gains nothing, and auto otherwise.
+    readdirplus: str = ""
     writeback: bool = False
     allow_direct_io: bool = False
-    allow_mmap: bool = False
+    #: Shared mappings of files whose data the guest does not cache.
+    allow_mmap: bool = True
     xattr: bool = False
     announce_submounts: bool = True
     preserve_noatime: bool = False
@@ -62,10 +69,16 @@ class Config(NamedTuple):
     log_level: str = "info"
     syslog: bool = False
 
-    @property
-    def validity(self) -> int:
-        """How long the guest may trust a name or an attribute without asking, in nanoseconds."""
+    def validity(self, timeout: int | None) -> int:
+        """How long the guest may trust a name or an attribute, in nanoseconds: `timeout` if it is given."""
+        for given in (timeout, self.timeout):
+            if given is not None:
+                return given
         return {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}[self.cache] * 1_000_000_000
+
+    @property
+    def readdirplus_mode(self) -> str:
+        return self.readdirplus or ("never" if self.cache == "never" else "auto")
 
 
 class _Take(argparse.Action):
@@ -197,7 +210,7 @@ def parse(argv: Sequence[str]) -> Config:
     for name, given in (("--uid-map", config.uid_map), ("--gid-map", config.gid_map)):
         if given and config.sandbox != "namespace":
             raise UsageError(f"{name} needs --sandbox=namespace: only a user namespace has a map")
-    return config._replace(readdirplus=False) if config.cache == "never" else config
+    return config
 
 
 EXAMPLES = """\

@@ -36,9 +36,13 @@ class Settings(NamedTuple):
 
     #: A key of CACHES.
     cache: str = "auto"
-    #: How long the guest may trust names and attributes, nanoseconds.
+    #: How long the guest may trust names, attributes, and that there is no such name, nanoseconds.
     entry_ns: int = 1_000_000_000
     attr_ns: int = 1_000_000_000
+    negative_ns: int = 0
+    #: How long a file or a directory has not changed when its times begin to tell of every change (vfsd/fuse/cache.c).
+    file_settle_ns: int = 60_000_000_000
+    dir_settle_ns: int = 3_000_000_000
     readonly: bool = False
     #: The worker may switch to the guest caller's identity.
     privileged: bool = False
@@ -46,9 +50,10 @@ class Settings(NamedTuple):
     preserve_noatime: bool = False
     announce_submounts: bool = True
     xattr: bool = False
-    readdirplus: bool = True
+    #: never, auto or always.
+    readdirplus: str = "auto"
     writeback: bool = False
-    allow_mmap: bool = False
+    allow_mmap: bool = True
     #: Descriptors of the largest ring: bounds the pages of one request.
     queue_size: int = 1024
     #: How many inodes and handles the guest may hold together, 0: as many as there is room for.
@@ -58,15 +63,16 @@ class Settings(NamedTuple):
     def of(cls, config: "Config", privileged: bool, queue_size: int = 1024) -> Self:
         return cls(
             cache=config.cache,
-            entry_ns=config.validity,
-            attr_ns=config.validity,
+            entry_ns=config.validity(config.entry_timeout),
+            attr_ns=config.validity(config.attr_timeout),
+            negative_ns=config.negative_timeout,
             readonly=config.readonly,
             privileged=privileged,
             allow_direct_io=config.allow_direct_io,
             preserve_noatime=config.preserve_noatime,
             announce_submounts=config.announce_submounts,
             xattr=config.xattr,
-            readdirplus=config.readdirplus,
+            readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
             queue_size=queue_size,
@@ -136,6 +142,9 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, i
             "cache": CACHES[settings.cache],
             "entry_ns": settings.entry_ns,
             "attr_ns": settings.attr_ns,
+            "negative_ns": settings.negative_ns,
+            "file_settle_ns": settings.file_settle_ns,
+            "dir_settle_ns": settings.dir_settle_ns,
             "door": lib.fuse_door,
             "complete": virtq_ffi.addressof(virtq, "virtq_complete"),
             "session": session.pointer(ffi, "struct core_session *"),

@@ -118,6 +118,33 @@ _CACHING = (
         legacy={"cache": None},
     ),
     Option(
+        "--entry-timeout",
+        "How long the guest trusts that a name is still there, instead of what --cache says; 0.5 is half a second "
+        "(vfsd only)",
+        *("entry_timeout", "SECONDS"),
+        convert=values.seconds,
+        default="by --cache",
+    ),
+    Option(
+        *("--attr-timeout", "The same for attributes (vfsd only)", "attr_timeout", "SECONDS"),
+        convert=values.seconds,
+        default="by --cache",
+    ),
+    Option(
+        "--negative-timeout",
+        "How long the guest trusts that a name is not there. Above 0 it asks less often for what programs try in vain, "
+        "as along a search path; but a name the host makes may stay unseen for so long (vfsd only)",
+        *("negative_timeout", "SECONDS"),
+        convert=values.seconds,
+        default="0",
+    ),
+    Option(
+        *("", "Both --entry-timeout and --attr-timeout", "timeout", "SECONDS"),
+        convert=values.seconds,
+        legacy={"timeout": None},
+        default="by --cache",
+    ),
+    Option(
         *("--writeback", "Let the guest gather writes; only where nobody else changes the files", "writeback"),
         words=_SWITCH,
         legacy=_switch("writeback"),
@@ -128,14 +155,29 @@ _CACHING = (
         legacy=_switch("allow_direct_io"),
     ),
     Option(
-        *("--allow-mmap", "Allow shared mappings where file data is not cached (guest from Linux 6.6)", "allow_mmap"),
+        "--allow-mmap",
+        "Allow shared mappings where file data is not cached (guest from Linux 6.6); the default",
+        "allow_mmap",
         words=_SWITCH,
     ),
     Option(
-        *("--no-readdirplus", "Don't send attributes along with directory listings", "readdirplus"),
+        *("--no-allow-mmap", "Refuse them, as every guest before Linux 6.6 does (vfsd only)", "allow_mmap"),
         constant="off",
         words=_SWITCH,
-        legacy=_switch("readdirplus"),
+    ),
+    Option(
+        "--readdirplus",
+        "Send attributes along with directory listings: never, always, or auto, when the guest seems to want them "
+        "(vfsd only)",
+        *("readdirplus", "MODE"),
+        words={word: word for word in ("never", "auto", "always")},
+        legacy={"readdirplus": "auto", "no_readdirplus": "never"},
+        default="auto, never with --cache=never",
+    ),
+    Option(
+        *("--no-readdirplus", "The same as --readdirplus=never", "readdirplus"),
+        constant="never",
+        words={"never": "never"},
     ),
     Option(
         *("--thread-pool-size", f"Threads that serve each queue, at most {values.THREADS_MAX}; 0 is 1", "threads", "N"),

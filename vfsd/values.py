@@ -68,6 +68,14 @@ def descriptors(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> int:
+    """Nanoseconds. Digits beyond the ninth after the point are cut off."""
+    whole, point, part = text.partition(".")
+    if not (whole + part).isascii() or not (whole + part).isdigit() or (point and not part) or len(whole) > 9:
+        raise ValueError("seconds below 1000000000, like 0.5")
+    return int(whole or "0") * 1_000_000_000 + int(part[:9].ljust(9, "0"))
+
+
 def id_map(text: str) -> IdMap:
     """`:inside:outside:count:`, where any character but a digit may stand for the colon."""
     parts = text[1:-1].split(text[0]) if len(text) > 2 and text[0] == text[-1] else []

@@ -43,9 +43,7 @@ STARTED: list[tuple[str, str, Config]] = [
     (
         "libvirt, older daemons",
         "--fd=26 -o source=/srv/with,,comma,cache=none,sandbox=namespace,xattr,no_flock,no_posix_lock -d",
-        Config(
-            shared_dir="/srv/with,comma", fd=26, cache="never", readdirplus=False, xattr=True, log_level="debug"
-        ),
+        Config(shared_dir="/srv/with,comma", fd=26, cache="never", xattr=True, log_level="debug"),
     ),
     (
         "Kata, Go",
@@ -60,7 +58,6 @@ STARTED: list[tuple[str, str, Config]] = [
             shared_dir="/run/kata/shared",
             socket_path="virtiofsd.sock",
             cache="never",
-            readdirplus=False,
             xattr=True,
         ),
     ),
@@ -122,14 +119,12 @@ STARTED: list[tuple[str, str, Config]] = [
     (
         "bcvk",
         "--socket-path=sock --shared-dir=/ --cache=never --allow-mmap --sandbox=none",
-        Config(
-            shared_dir="/", socket_path="sock", cache="never", readdirplus=False, allow_mmap=True, sandbox="none"
-        ),
+        Config(shared_dir="/", socket_path="sock", cache="never", allow_mmap=True, sandbox="none"),
     ),
     (
         "Cloud Hypervisor",
         "--socket-path /tmp/fs --shared-dir /srv --cache never --thread-pool-size 8",
-        Config(shared_dir="/srv", socket_path="/tmp/fs", cache="never", readdirplus=False, threads=8),
+        Config(shared_dir="/srv", socket_path="/tmp/fs", cache="never", threads=8),
     ),
 ]
 

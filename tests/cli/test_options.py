@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vfsd.config import Config, parse
+from vfsd.core import Settings
 from vfsd.errors import UsageError
 from vfsd.options import LEGACY, OPTIONS, Option
 from vfsd.values import IdMap
@@ -26,17 +27,26 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--socket /old/name", {"socket_path": "/old/name"}),
     ("--socket-group kvm", {"socket_group": "kvm"}),
     ("--keep-listening", {"keep_listening": True}),
-    ("--cache never", {"cache": "never", "readdirplus": False}),
-    ("--cache=NEVER", {"cache": "never", "readdirplus": False}),
-    ("--cache none", {"cache": "never", "readdirplus": False}),
+    ("--cache never", {"cache": "never"}),
+    ("--cache=NEVER", {"cache": "never"}),
+    ("--cache none", {"cache": "never"}),
     ("--cache metadata", {"cache": "metadata"}),
     ("--cache Auto", {"cache": "auto"}),
     ("--cache always", {"cache": "always"}),
     ("--cache never --cache always", {"cache": "always"}),
     ("--writeback", {"writeback": True}),
     ("--allow-direct-io", {"allow_direct_io": True}),
+    ("--entry-timeout=10", {"entry_timeout": 10_000_000_000}),
+    ("--attr-timeout=0.25", {"attr_timeout": 250_000_000}),
+    ("--negative-timeout .5", {"negative_timeout": 500_000_000}),
+    ("--negative-timeout=0", {"negative_timeout": 0}),
+    ("--entry-timeout=0.0000000019", {"entry_timeout": 1}),
+    ("-o timeout=2.5", {"timeout": 2_500_000_000}),
     ("--allow-mmap", {"allow_mmap": True}),
-    ("--no-readdirplus", {"readdirplus": False}),
+    ("--no-allow-mmap", {"allow_mmap": False}),
+    ("--no-allow-mmap --allow-mmap", {}),
+    ("--no-readdirplus", {"readdirplus": "never"}),
+    *((f"--readdirplus={mode}", {"readdirplus": mode}) for mode in ("never", "auto", "always")),
     ("--thread-pool-size 0", {"threads": 1}),
     ("--thread-pool-size=1", {"threads": 1}),
     ("--thread-pool-size=64", {"threads": 64}),
@@ -69,15 +79,15 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("-o source=/data", {"shared_dir": "/data"}),
     ("-o source=/with,,comma,xattr", {"shared_dir": "/with,comma", "xattr": True}),
     ("-osource=/a=b", {"shared_dir": "/a=b"}),
-    ("-o cache=none", {"cache": "never", "readdirplus": False}),
+    ("-o cache=none", {"cache": "never"}),
     ("-o cache=always,cache=auto", {"cache": "auto"}),
     ("-o loglevel=err", {"log_level": "error"}),
     ("-o log_level=debug", {"log_level": "debug"}),
     ("-o sandbox=chroot,modcaps=+sys_admin", {"sandbox": "chroot", "modcaps": ((True, 21),)}),
     ("-o xattr -o no_xattr", {"xattr": False}),
     ("-o no_xattr --xattr", {"xattr": True}),
-    ("-o no_readdirplus", {"readdirplus": False}),
-    ("--no-readdirplus -o readdirplus", {"readdirplus": True}),
+    ("-o no_readdirplus", {"readdirplus": "never"}),
+    ("--no-readdirplus -o readdirplus", {"readdirplus": "auto"}),
     ("-o writeback,allow_direct_io", {"writeback": True, "allow_direct_io": True}),
     ("-o no_writeback,no_allow_direct_io", {}),
     ("-o announce_submounts", {}),
@@ -100,6 +110,13 @@ REFUSED = [
     ("--fd=x", "--fd must be a number"),
     ("--fd=4294967296", "--fd must be a number"),
     ("--cache=sometimes", "--cache must be one of auto, always, never, metadata"),
+    *(
+        (f"--{kind}-timeout={text}", f"--{kind}-timeout must be seconds")
+        for kind, text in (("entry", "-1"), ("attr", "1s"), ("negative", "1."), ("attr", ""), ("entry", "9" * 10))
+    ),
+    ("-o timeout=soon", "-o timeout must be seconds"),
+    ("-o timeout", "-o timeout: needs a value"),
+    ("--readdirplus=sometimes", "--readdirplus must be one of never, auto, always"),
     ("--thread-pool-size=-1", "--thread-pool-size must be a number from 0 to 256"),
     ("--thread-pool-size=257", "--thread-pool-size must be a number from 0 to 256"),
     ("--thread-pool-size=many", "--thread-pool-size"),
@@ -207,10 +224,17 @@ def test_a_path_may_be_of_any_bytes() -> None:
 
 
 def test_validity_follows_the_cache_mode() -> None:
-    seconds = {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}
-    assert {mode: BASE._replace(cache=mode).validity for mode in seconds} == {
-        mode: value * 10**9 for mode, value in seconds.items()
-    }
+    for mode, seconds in {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}.items():
+        settings = Settings.of(BASE._replace(cache=mode), privileged=False)
+        assert (settings.entry_ns, settings.attr_ns, settings.negative_ns) == (seconds * 10**9, seconds * 10**9, 0)
+        assert settings.readdirplus == ("never" if mode == "never" else "auto")
+
+
+def test_a_validity_of_its_own_comes_before_the_common_one() -> None:
+    given = BASE._replace(cache="always", timeout=7, attr_timeout=0, negative_timeout=3, readdirplus="always")
+    settings = Settings.of(given, privileged=False)
+    assert (settings.entry_ns, settings.attr_ns, settings.negative_ns) == (7, 0, 3)
+    assert Settings.of(given._replace(cache="never"), privileged=False).readdirplus == "always"
 
 
 def test_the_table_agrees_with_the_settings() -> None:

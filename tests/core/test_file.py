@@ -263,23 +263,6 @@ def test_read_only(serve: Callable[..., Served]) -> None:
     assert os.listdir(served.root) == ["f"]
 
 
-@pytest.mark.parametrize(
-    ("cache", "file_flags", "directory_flags"),
-    [
-        (lib.CORE_CACHE_NEVER, lib.FOPEN_DIRECT_IO, 0),
-        (lib.CORE_CACHE_METADATA, lib.FOPEN_DIRECT_IO, lib.FOPEN_KEEP_CACHE | lib.FOPEN_CACHE_DIR),
-        (lib.CORE_CACHE_AUTO, 0, 0),
-        (lib.CORE_CACHE_ALWAYS, lib.FOPEN_KEEP_CACHE, lib.FOPEN_KEEP_CACHE | lib.FOPEN_CACHE_DIR),
-    ],
-)
-def test_cache_modes(serve: Callable[..., Served], cache: int, file_flags: int, directory_flags: int) -> None:
-    client = serve(cache=cache).client
-    entry, opened = client.create(ROOT, b"f")
-    assert opened.open_flags == file_flags
-    assert client.open(entry.nodeid).open_flags == file_flags
-    assert client.opendir(ROOT).open_flags == directory_flags
-
-
 def test_a_write_replayed_is_not_appended_twice(served: Served, root: Path, client: FuseClient) -> None:
     (root / "f").write_bytes(b"first\n")
     nodeid = client.lookup(ROOT, b"f").nodeid

@@ -27,11 +27,20 @@ def test_everything_offered(tmp_path: Path) -> None:
         assert agreed(out) == session.flags
         assert (session.mounted, session.minor) == (1, 45)
         assert (session.max_pages, session.max_write) == (1020, 1020 * 4096)
-        for flag in ("INIT_EXT", "CREATE_SUPP_GROUP", "DO_READDIRPLUS", "SUBMOUNTS", "SETXATTR_EXT", "MAX_PAGES"):
+        for flag in (
+            "INIT_EXT",
+            "CACHE_SYMLINKS",
+            "DIRECT_IO_ALLOW_MMAP",
+            "CREATE_SUPP_GROUP",
+            "DO_READDIRPLUS",
+            "SUBMOUNTS",
+            "SETXATTR_EXT",
+            "MAX_PAGES",
+        ):
             assert session.flags & getattr(lib, f"FUSE_{flag}"), flag
         for flag in (
             "POSIX_LOCKS", "FLOCK_LOCKS", "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV", "HANDLE_KILLPRIV_V2",
-            "EXPORT_SUPPORT", "WRITEBACK_CACHE", "DIRECT_IO_ALLOW_MMAP", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
+            "EXPORT_SUPPORT", "WRITEBACK_CACHE", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
             "SECURITY_CTX", "HAS_INODE_DAX",
         ):  # fmt: skip
             assert not session.flags & getattr(lib, f"FUSE_{flag}"), flag
@@ -65,7 +74,6 @@ def test_upper_flags_need_init_ext(tmp_path: Path) -> None:
         ("writeback", "WRITEBACK_CACHE"),
         ("allow_mmap", "DIRECT_IO_ALLOW_MMAP"),
         ("announce_submounts", "SUBMOUNTS"),
-        ("readdirplus", "DO_READDIRPLUS"),
     ],
 )
 @pytest.mark.parametrize("value", [True, False])
@@ -73,6 +81,27 @@ def test_flags_by_option(tmp_path: Path, option: str, flag: str, value: bool) ->
     with share(tmp_path, Settings(**{option: value}), init=False) as mount:
         out = mount.client.init(minor=45, flags=ALL_FLAGS)
         assert bool(agreed(out) & getattr(lib, f"FUSE_{flag}")) is value
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags"),
+    [
+        ("never", 0),
+        ("auto", lib.FUSE_DO_READDIRPLUS | lib.FUSE_READDIRPLUS_AUTO),
+        ("always", lib.FUSE_DO_READDIRPLUS),
+    ],
+)
+def test_readdirplus(tmp_path: Path, mode: str, flags: int) -> None:
+    with share(tmp_path, Settings(readdirplus=mode), init=False) as mount:
+        out = mount.client.init(minor=45, flags=ALL_FLAGS)
+        assert agreed(out) & (lib.FUSE_DO_READDIRPLUS | lib.FUSE_READDIRPLUS_AUTO) == flags
+
+
+@pytest.mark.parametrize("cache", ["never", "metadata", "auto", "always"])
+def test_symlinks_are_cached_unless_nothing_is(tmp_path: Path, cache: str) -> None:
+    with share(tmp_path, Settings(cache=cache), init=False) as mount:
+        out = mount.client.init(minor=45, flags=ALL_FLAGS)
+        assert bool(agreed(out) & lib.FUSE_CACHE_SYMLINKS) is (cache != "never")
 
 
 def test_pages_follow_the_ring(tmp_path: Path) -> None:

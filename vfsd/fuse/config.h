@@ -44,6 +44,9 @@ struct core_config {
 	uint32_t cache;         /* CORE_CACHE_* */
 	uint64_t entry_ns;      /* validity the guest is told, nanoseconds */
 	uint64_t attr_ns;
+	uint64_t negative_ns;   /* of a name that is not there; 0: not cached */
+	uint64_t file_settle_ns; /* cache.c: how long a file or a directory is unchanged before its stamp is one */
+	uint64_t dir_settle_ns;
 	fuse_door_function door;
 	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
 	struct core_session *session;

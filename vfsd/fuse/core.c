@@ -18,6 +18,7 @@ struct core *core_new(const struct core_config *config, int *error)
 		free(core);
 		return NULL;
 	}
+	core->root_traits = file_system_traits(core->config.root_fd);
 	*error = handle_table_open(core);
 	if (*error < 0) {
 		inode_table_close(core);

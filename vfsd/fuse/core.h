@@ -62,8 +62,8 @@ int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fu
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out);
 /* What GETATTR answers. fh ~0: none. */
 int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
-/* The FOPEN_* flags of an open reply for this cache mode. */
-uint32_t open_reply_flags(struct core *core, uint32_t flags);
+/* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`: cache.c. */
+uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags);
 
 /* FSETID of the calling thread: dropped around a modification that must strip suid and sgid. */
 int cred_drop_fsetid(void);

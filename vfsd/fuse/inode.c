@@ -221,6 +221,7 @@ static uint32_t insert(struct core *core, const struct inode_key *key, int fd)
 	record->type = key->type;
 	record->nlookup = 0;
 	record->fd = fd;
+	record->stamp = 0;
 	index_insert(core, slot);
 	slots_publish(&core->inodes, slot);
 	index_grow(core);
@@ -261,6 +262,22 @@ void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
 	}
 	pthread_mutex_unlock(&core->inodes.lock);
 	close_dropped(fd);
+}
+
+bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp)
+{
+	struct inode_record *record;
+	bool same = false;
+	uint32_t slot;
+
+	pthread_mutex_lock(&core->inodes.lock);
+	record = known(core, nodeid, &slot);
+	if (record) {
+		same = stamp && record->stamp == stamp;
+		record->stamp = stamp;
+	}
+	pthread_mutex_unlock(&core->inodes.lock);
+	return same;
 }
 
 void inode_table_reset(struct core *core)

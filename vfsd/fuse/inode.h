@@ -13,7 +13,7 @@ struct inode_record {
 	uint64_t nlookup;
 	int32_t fd;
 	uint32_t type;
-	uint64_t reserved;
+	uint64_t stamp; /* of the last open that a later one may be compared with (cache.c), 0: none */
 };
 _Static_assert(sizeof(struct inode_record) == 64, "one cache line, and the arena's format");
 

@@ -40,6 +40,7 @@ struct core {
 	uint32_t bucket_mask;
 	uint64_t hash_seed;
 	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
+	uint32_t root_traits;    /* file_system_traits of it */
 	pthread_mutex_t position[POSITION_LOCKS];
 };
 
@@ -93,6 +94,12 @@ int inode_get_key(struct core *core, uint64_t nodeid, struct inode_key *key);
 uint64_t inode_find(struct core *core, const struct inode_key *key);
 /* The same for a key whose O_PATH descriptor is given away with the call, whatever it returns. 0 or -errno. */
 int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *nodeid);
+
+/* Remembers a stamp for an inode, 0: none. Whether it is the one that was remembered. */
+bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp);
+
+/* cache.c. What the file system of a descriptor is known to do, TRAIT_*. */
+uint32_t file_system_traits(int fd);
 
 /* handle.c */
 int handle_table_open(struct core *core);

@@ -113,10 +113,18 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 
 int64_t op_lookup(struct core *core, struct fuse_request *request)
 {
-	int error = entry_lookup(core, request->header.nodeid, (const char *)request->arg,
-				 (struct fuse_entry_out *)request->reply);
+	struct fuse_entry_out *out = (struct fuse_entry_out *)request->reply;
+	int error = entry_lookup(core, request->header.nodeid, (const char *)request->arg, out);
 
-	return error < 0 ? error : (int64_t)sizeof(struct fuse_entry_out);
+	if (error == -ENOENT && core->config.negative_ns) {
+		/* Node 0: there is none, and so it stays for a while (fs/fuse/dir.c, fuse_lookup_name). */
+		*out = (struct fuse_entry_out){
+			.entry_valid = core->config.negative_ns / NSEC_PER_SEC,
+			.entry_valid_nsec = core->config.negative_ns % NSEC_PER_SEC,
+		};
+		error = 0;
+	}
+	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 
 int64_t op_forget(struct core *core, struct fuse_request *request)

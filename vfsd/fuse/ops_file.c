@@ -79,27 +79,11 @@ int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 	return opened;
 }
 
-uint32_t open_reply_flags(struct core *core, uint32_t flags)
-{
-	bool directory = flags & O_DIRECTORY;
-
-	switch (core->config.cache) {
-	case CORE_CACHE_NEVER:
-		return directory ? 0 : FOPEN_DIRECT_IO;
-	case CORE_CACHE_METADATA:
-		return directory ? FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR : FOPEN_DIRECT_IO;
-	case CORE_CACHE_ALWAYS:
-		return directory ? FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR : FOPEN_KEEP_CACHE;
-	default:
-		return 0;
-	}
-}
-
 int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, struct fuse_open_out *out)
 {
 	int error;
 
-	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, flags)};
+	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, nodeid, fd, flags)};
 	error = handle_add(core, nodeid, fd, &out->fh);
 	if (error < 0)
 		close(fd);

@@ -137,7 +137,8 @@ def tmpfile(core: Core, request: Request, arg: Any) -> bytes:
         if nodeid:
             core.forget(nodeid)
         raise
-    opened = ffi.new("struct fuse_open_out *", {"fh": fh, "open_flags": lib.open_reply_flags(core.pointer, flags)})
+    open_flags = lib.open_reply_flags(core.pointer, nodeid, fd, flags)
+    opened = ffi.new("struct fuse_open_out *", {"fh": fh, "open_flags": open_flags})
     return entry + packed(opened)
 
 

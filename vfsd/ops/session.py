@@ -43,8 +43,13 @@ LOW = 0xFFFFFFFF
 def wanted(settings: Settings) -> int:
     """The INIT flags we agree to, flags2 in the upper half."""
     flags: int = ALWAYS
-    if settings.readdirplus:
-        flags |= lib.FUSE_DO_READDIRPLUS | lib.FUSE_READDIRPLUS_AUTO
+    if settings.readdirplus != "never":
+        flags |= lib.FUSE_DO_READDIRPLUS
+    if settings.readdirplus == "auto":
+        flags |= lib.FUSE_READDIRPLUS_AUTO
+    if settings.cache != "never":
+        # A symlink is replaced, never changed, and the one in its place is another inode.
+        flags |= lib.FUSE_CACHE_SYMLINKS
     if settings.writeback:
         flags |= lib.FUSE_WRITEBACK_CACHE
     if settings.announce_submounts:

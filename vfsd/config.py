@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from vfsd.errors import Failure, UsageError
 from vfsd.options import GROUPS, LEGACY, Option
+from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
 
 
@@ -62,6 +63,11 @@ class Config(NamedTuple):
     #: Lines of the user namespace's maps; empty: the sandbox chooses.
     uid_map: tuple[IdMap, ...] = ()
     gid_map: tuple[IdMap, ...] = ()
+    #: How ids are translated, and checked not to contradict each other.
+    translate_uid: tuple[Rule, ...] = ()
+    translate_gid: tuple[Rule, ...] = ()
+    #: Whom everything belongs to in the guest; None: whom it belongs to.
+    owner: Owner | None = None
     #: RLIMIT_NOFILE to set; 0 leaves it alone; None: the smaller of 1,000,000 and fs.nr_open, as far as permitted.
     rlimit_nofile: int | None = None
 
@@ -210,6 +216,10 @@ def parse(argv: Sequence[str]) -> Config:
     for name, given in (("--uid-map", config.uid_map), ("--gid-map", config.gid_map)):
         if given and config.sandbox != "namespace":
             raise UsageError(f"{name} needs --sandbox=namespace: only a user namespace has a map")
+    for name, rules in (("--translate-uid", config.translate_uid), ("--translate-gid", config.translate_gid)):
+        if rules and config.owner:
+            raise UsageError(f"--owner and {name} exclude each other: --owner translates every id")
+        check(name, rules)
     return config
 
 

@@ -6,11 +6,13 @@ Rule 3. Runs once per request: no call here does more than its one C call needs.
 """
 
 import os
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from vfsd._fuse import ffi, lib
+from vfsd.translate import Ids, Owner, Range, tables
 from vhost._virtq import ffi as virtq_ffi
 from vhost._virtq import lib as virtq
 
@@ -26,6 +28,10 @@ CACHES = {
 
 #: An fh that names no handle.
 NO_HANDLE = 0xFFFFFFFF_FFFFFFFF
+#: chown(2): leave this id as it is.
+UNCHANGED = -1
+
+HOW = {"shift": lib.CORE_ID_SHIFT, "squash": lib.CORE_ID_SQUASH, "forbid": lib.CORE_ID_FORBID}
 
 _ENTRY_OUT = ffi.typeof("struct fuse_entry_out *")
 _ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
@@ -58,6 +64,8 @@ class Settings(NamedTuple):
     queue_size: int = 1024
     #: How many inodes and handles the guest may hold together, 0: as many as there is room for.
     descriptors: int = 0
+    #: How ids differ between guest and host; None: they don't.
+    ids: Ids | None = None
 
     @classmethod
     def of(cls, config: "Config", privileged: bool, queue_size: int = 1024) -> Self:
@@ -76,6 +84,7 @@ class Settings(NamedTuple):
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
             queue_size=queue_size,
+            ids=tables(config.translate_uid, config.translate_gid, config.owner, Owner(os.geteuid(), os.getegid())),
         )
 
     @property
@@ -133,7 +142,8 @@ def _inode_get(core: Any, nodeid: int) -> int:
 
 def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area) -> Any:
     """A struct core_config. It points into the three arenas, which must outlive it."""
-    return ffi.new(
+    ids = core_ids(settings.ids) if settings.ids else ffi.NULL
+    config = ffi.new(
         "struct core_config *",
         {
             "root_fd": root_fd,
@@ -153,8 +163,30 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, i
             "inodes_size": inodes.size,
             "handles_size": handles.size,
             "descriptors_max": settings.descriptors,
+            "ids": ids,
         },
     )
+    _kept[config] = ids
+    return config
+
+
+#: What a struct points to lives as long as the struct.
+_kept: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+
+
+def core_ids(ids: Ids) -> Any:
+    """A struct core_ids, which owns what it points to."""
+    ranges: list[Any] = []
+
+    def table(rows: tuple[Range, ...]) -> dict[str, Any]:
+        fields = [{"first": row.first, "last": row.last, "to": row.to, "how": HOW[row.how]} for row in rows]
+        ranges.append(ffi.new("struct core_id_range[]", fields))
+        return {"ranges": ranges[-1], "count": len(rows)}
+
+    tables = {"to_host": [*map(table, ids.to_host)], "to_guest": [*map(table, ids.to_guest)]}
+    made = ffi.new("struct core_ids *", {**tables, "one_owner": ids.one_owner})
+    _kept[made] = ranges
+    return made
 
 
 def descriptors(config: Any) -> set[int]:
@@ -234,6 +266,20 @@ class Core:
         out = ffi.new(_ATTR_OUT)
         check(lib.attr_get(self.pointer, nodeid, fh, out))
         return packed(out)
+
+    def id_to_host(self, kind: int, id: int) -> int:
+        """A guest's id (CORE_UID, CORE_GID) on the host. EPERM for a forbidden one."""
+        return check(lib.id_to_host(self.pointer, kind, id))
+
+    def id_to_guest(self, kind: int, id: int) -> int:
+        """A host's id as the guest sees it."""
+        return lib.id_to_guest(self.pointer, kind, id)  # type: ignore[no-any-return]
+
+    def id_to_set(self, kind: int, id: int) -> int:
+        """What a chown(2) of the host gives a file that the guest chowns to `id`, perhaps UNCHANGED. EINVAL for what
+        is no id, EPERM for a forbidden one."""
+        host = check(lib.id_to_set(self.pointer, kind, id))
+        return UNCHANGED if host == 0xFFFFFFFF else host
 
     @property
     def inodes(self) -> int:

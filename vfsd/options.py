@@ -7,7 +7,7 @@ built is a row too, or a word in its row's `unbuilt`: it ends the start by name 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vfsd import information, values
+from vfsd import information, translate, values
 from vfsd.errors import UsageError
 
 
@@ -264,8 +264,29 @@ _SANDBOX = (
         convert=values.id_map,
         repeats=True,
     ),
-    Option("--translate-uid", "Translate user ids without a user namespace", "", "RULE", built=False),
-    Option("--translate-gid", "Translate group ids without a user namespace", "", "RULE", built=False),
+    Option(
+        "--translate-uid",
+        "Translate user ids without a user namespace; repeatable. map:GUEST:HOST:COUNT: COUNT ids from GUEST on are "
+        "HOST and up on the host; guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT do so in one direction; "
+        "squash-guest:GUEST:HOST:COUNT and squash-host:HOST:GUEST:COUNT make them one id; forbid-guest:GUEST:COUNT: "
+        "the guest may not use them (EPERM). Other ids stay as they are",
+        *("translate_uid", "RULE"),
+        convert=translate.rule,
+        repeats=True,
+    ),
+    Option(
+        *("--translate-gid", "The same for group ids", "translate_gid", "RULE"),
+        convert=translate.rule,
+        repeats=True,
+    ),
+    Option(
+        "--owner",
+        "Everything belongs to this user and group of the guest, whoever owns it on the host, and what the guest makes "
+        "belongs to the user vfsd runs as. For a vfsd without privilege, which can give files to nobody else; a "
+        "guest's chown to another owner fails with EPERM. GID is UID when left out (vfsd only)",
+        *("owner", "UID[:GID]"),
+        convert=translate.owner,
+    ),
     Option(
         *("--seccomp", "Filter of system calls; kill, log and trap are not built yet", "", "none"),
         words={"none": None},

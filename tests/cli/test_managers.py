@@ -9,6 +9,7 @@ import pytest
 
 from vfsd.config import Config, parse
 from vfsd.errors import UsageError
+from vfsd.translate import rule
 from vfsd.values import IdMap
 
 #: Manager, arguments, settings.
@@ -112,6 +113,32 @@ STARTED: list[tuple[str, str, Config]] = [
         ),
     ),
     (
+        "systemd-vmspawn, ids",
+        "--shared-dir /m --xattr --fd 6 --no-announce-submounts --log-level=error --modcaps=-mknod "
+        "--translate-uid map:0:524288:65536 --translate-gid map:0:524288:65536",
+        Config(
+            shared_dir="/m",
+            fd=6,
+            xattr=True,
+            announce_submounts=False,
+            log_level="error",
+            modcaps=((False, 27),),
+            translate_uid=(rule("map:0:524288:65536"),),
+            translate_gid=(rule("map:0:524288:65536"),),
+        ),
+    ),
+    (
+        "incus, unprivileged",
+        "--fd=3 --cache=metadata --shared-dir=/srv --translate-uid=map:0:100000:65536 "
+        "--translate-uid=forbid-guest:65536:4294901759",
+        Config(
+            shared_dir="/srv",
+            fd=3,
+            cache="metadata",
+            translate_uid=(rule("map:0:100000:65536"), rule("forbid-guest:65536:4294901759")),
+        ),
+    ),
+    (
         "coreos-assembler",
         "--sandbox none --socket-path sock --shared-dir . --modcaps=-mknod:-setfcap",
         Config(shared_dir=".", socket_path="sock", sandbox="none", modcaps=((False, 27), (False, 31))),
@@ -139,11 +166,6 @@ REFUSED = [
     ),
     ("incus", "--fd=3 --cache=never --shared-dir=/srv --posix-acl", "--posix-acl"),
     (
-        "incus, unprivileged",
-        "--fd=3 --cache=metadata --shared-dir=/srv --translate-uid=map:0:100000:65536",
-        "--translate-uid",
-    ),
-    (
         "virtme-ng with ACLs",
         "--syslog --no-announce-submounts --posix-acl --socket-path s --shared-dir / --sandbox none --cache auto",
         "--posix-acl",
@@ -158,12 +180,6 @@ REFUSED = [
         "--socket-path=s --shared-dir=/srv --sandbox=none --cache=auto --migration-on-error=guest-error "
         "--migration-mode=find-paths",
         "--migration-on-error",
-    ),
-    (
-        "systemd-vmspawn, ids",
-        "--shared-dir /m --xattr --fd 6 --no-announce-submounts --log-level=error --modcaps=-mknod "
-        "--translate-uid map:0:524288:65536 --translate-gid map:0:524288:65536",
-        "--translate-uid",
     ),
     (
         "Talos",

@@ -10,6 +10,8 @@ from typing import Any
 from tests.direct import direct
 from tests.fuseclient import FuseClient
 from vfsd._fuse import ffi, lib
+from vfsd.core import core_ids
+from vfsd.translate import Ids
 
 #: Records that fit in each arena, the header's slot included.
 RECORDS = 4096
@@ -34,6 +36,7 @@ class Served:
         records: int = RECORDS,
         door: Callable[[Any, Any], int] | None = None,
         complete: Callable[[Any, int], None] | None = None,
+        ids: Ids | None = None,
     ) -> None:
         self.root = root
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
@@ -43,6 +46,7 @@ class Served:
         self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
         self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
         self.complete = ffi.callback("virtq_completion", complete) if complete else ffi.NULL
+        self.ids = core_ids(ids) if ids else ffi.NULL
         self.config = ffi.new(
             "struct core_config *",
             {
@@ -62,6 +66,7 @@ class Served:
                 "handles": ffi.from_buffer(self.handles),
                 "inodes_size": len(self.inodes),
                 "handles_size": len(self.handles),
+                "ids": self.ids,
             },
         )
         self.core = self.attach()

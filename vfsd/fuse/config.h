@@ -29,6 +29,35 @@ struct core_session {
 #define CORE_PRESERVE_NOATIME 8  /* pass O_NOATIME on to the host */
 #define CORE_ANNOUNCE_SUBMOUNTS 16
 
+/* Whose ids: the index of the arrays below. */
+#define CORE_UID 0
+#define CORE_GID 1
+
+#define CORE_ID_SHIFT 0  /* each id has a counterpart of its own */
+#define CORE_ID_SQUASH 1 /* all have the same */
+#define CORE_ID_FORBID 2 /* none has: EPERM; in to_host only */
+
+/* Ids [first, last] of one side, and what they are on the other. */
+struct core_id_range {
+	uint32_t first;
+	uint32_t last;
+	uint32_t to;            /* the counterpart of `first` */
+	uint32_t how;           /* CORE_ID_* */
+};
+
+/* Sorted, and without overlap. An id in no range is the same on both sides. */
+struct core_id_map {
+	const struct core_id_range *ranges;
+	uint32_t count;
+};
+
+/* Built by vfsd/translate.py, which checks it. Nothing of it comes from the guest. */
+struct core_ids {
+	struct core_id_map to_host[2];
+	struct core_id_map to_guest[2];
+	uint32_t one_owner;     /* every host id is shown as the same; the guest may set no other */
+};
+
 /* Answers one request: length of the reply placed in request->reply, -errno, or VIRTQ_DEFERRED after which fuse_finish
  * is owed. An op that runs as its caller (MKNOD, MKDIR, SYMLINK, TMPFILE) does so on this thread only: it is not
  * deferred. */
@@ -55,6 +84,7 @@ struct core_config {
 	uint32_t descriptors_max; /* inodes and handles together may hold so many; 0: no limit */
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;
+	const struct core_ids *ids; /* NULL: every id is the same on both sides */
 };
 
 #endif

@@ -65,6 +65,12 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 /* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`: cache.c. */
 uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags);
 
+/* Ids across the translation (config.h, core_ids); `kind` is CORE_UID or CORE_GID. To the host: -EPERM for a forbidden
+ * one. What a chown to a guest's id sets: -EINVAL for what is no id, UINT32_MAX where the owner stays as it is. */
+int64_t id_to_host(struct core *core, uint32_t kind, uint32_t id);
+uint32_t id_to_guest(struct core *core, uint32_t kind, uint32_t id);
+int64_t id_to_set(struct core *core, uint32_t kind, uint32_t id);
+
 /* FSETID of the calling thread: dropped around a modification that must strip suid and sgid. */
 int cred_drop_fsetid(void);
 void cred_restore_fsetid(int dropped);

@@ -118,8 +118,9 @@ int cred_enter(struct core *core, const struct fuse_request *request, struct cre
 	/* -1 means "leave as it is" to the kernel, and "nobody" to a guest with FUSE_ALLOW_IDMAP. */
 	if (uid == INVALID_ID || gid == INVALID_ID)
 		return -EINVAL;
-	if (!(core->config.flags & CORE_PRIVILEGED))
-		return 0;
+	error = ids_of_caller(core, &uid, &gid, groups.ids, groups.count);
+	if (error < 0 || !(core->config.flags & CORE_PRIVILEGED))
+		return error;
 	if (groups.count && uid) {
 		error = change(SYS_setgroups, groups.count, (long)groups.ids, 0);
 		cred->groups = error == 0;

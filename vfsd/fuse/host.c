@@ -37,7 +37,7 @@ static uint32_t encode_dev(uint32_t major, uint32_t minor)
 	return (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
 }
 
-void fill_attr(const struct statx *stat, struct fuse_attr *attr)
+void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *attr)
 {
 	*attr = (struct fuse_attr){
 		.ino = stat->stx_ino,
@@ -51,8 +51,8 @@ void fill_attr(const struct statx *stat, struct fuse_attr *attr)
 		.ctimensec = stat->stx_ctime.tv_nsec,
 		.mode = stat->stx_mode,
 		.nlink = stat->stx_nlink,
-		.uid = stat->stx_uid,
-		.gid = stat->stx_gid,
+		.uid = id_to_guest(core, CORE_UID, stat->stx_uid),
+		.gid = id_to_guest(core, CORE_GID, stat->stx_gid),
 		.rdev = encode_dev(stat->stx_rdev_major, stat->stx_rdev_minor),
 		.blksize = stat->stx_blksize,
 	};

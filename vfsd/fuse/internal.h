@@ -117,9 +117,12 @@ int check_room(struct core *core);
 int stat_fd(int fd, struct statx *stat);
 int stat_name(int dir_fd, const char *name, struct statx *stat);
 void key_of(const struct statx *stat, struct inode_key *key);
-void fill_attr(const struct statx *stat, struct fuse_attr *attr);
+void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *attr);
 /* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
 int reopen(const struct core *core, int fd, uint32_t flags);
+
+/* ids.c: the caller of a request as the host knows it. 0, or -EPERM when one of its ids is forbidden. */
+int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *groups, uint32_t count);
 
 /* ops_entry.c */
 /* What LOOKUP answers, in a directory that is pinned and whose key tells where a submount begins. 0 or -errno. */

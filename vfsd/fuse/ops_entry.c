@@ -13,7 +13,7 @@ static bool is_submount(const struct core *core, const struct inode_key *dir, co
 	       key->type == S_IFDIR && (key->mnt_id != dir->mnt_id || key->dev != dir->dev);
 }
 
-static void fill_entry(const struct core *core, uint64_t nodeid, const struct inode_key *dir,
+static void fill_entry(struct core *core, uint64_t nodeid, const struct inode_key *dir,
 		       const struct statx *stat, struct fuse_entry_out *out)
 {
 	struct inode_key key;
@@ -25,7 +25,7 @@ static void fill_entry(const struct core *core, uint64_t nodeid, const struct in
 		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
 		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
 	};
-	fill_attr(stat, &out->attr);
+	fill_attr(core, stat, &out->attr);
 	key_of(stat, &key);
 	if (is_submount(core, dir, &key))
 		out->attr.flags |= FUSE_ATTR_SUBMOUNT;
@@ -172,7 +172,7 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
 		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
 	};
-	fill_attr(&stat, &out->attr);
+	fill_attr(core, &stat, &out->attr);
 	return 0;
 }
 

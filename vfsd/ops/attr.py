@@ -6,15 +6,15 @@ from stat import S_IMODE, S_ISDIR, S_ISLNK
 from typing import Any
 
 from vfsd._fuse import lib
-from vfsd.core import NO_HANDLE, Core, check
+from vfsd.core import NO_HANDLE, UNCHANGED, Core, check
 from vfsd.door import Request, op
 
 UTIME_NOW = (1 << 30) - 1  # <linux/stat.h>
 UTIME_OMIT = (1 << 30) - 2
 NSEC = 1_000_000_000
 SIZE_MAX = (1 << 63) - 1
-#: chown(2): leave this id as it is.
-UNCHANGED = -1
+#: FUSE_INVALID_UIDGID (Linux 6.12, <linux/fuse.h>).
+NOBODY = 0xFFFFFFFF
 
 
 @op("SETATTR", "fuse_setattr_in")
@@ -25,8 +25,8 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
         if valid & lib.FATTR_SIZE:
             _resize(core, arg, fd)
         if valid & (lib.FATTR_UID | lib.FATTR_GID):
-            uid = _id(arg.uid) if valid & lib.FATTR_UID else UNCHANGED
-            gid = _id(arg.gid) if valid & lib.FATTR_GID else UNCHANGED
+            uid = core.id_to_set(lib.CORE_UID, arg.uid) if valid & lib.FATTR_UID else UNCHANGED
+            gid = core.id_to_set(lib.CORE_GID, arg.gid) if valid & lib.FATTR_GID else UNCHANGED
             os.chown(str(fd), uid, gid)
         if valid & lib.FATTR_MODE:
             if S_ISLNK(os.fstat(fd).st_mode):
@@ -38,12 +38,6 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
             check(lib.sys_utimens(fd, *atime, *mtime))
         # FATTR_CTIME comes with the write-back cache only. The host's ctime is the host's.
     return core.attr(request.nodeid, arg.fh if valid & lib.FATTR_FH else NO_HANDLE)
-
-
-def _id(value: int) -> int:
-    if value == 0xFFFFFFFF:
-        raise OSError(errno.EINVAL, "no such user or group")
-    return value
 
 
 def _resize(core: Core, arg: Any, fd: int) -> None:
@@ -74,7 +68,10 @@ def _time(valid: int, given: int, now: int, seconds: int, nsec: int) -> tuple[in
 
 @op("ACCESS", "fuse_access_in")
 def access(core: Core, request: Request, arg: Any) -> bytes:
-    """Judges by owner, group and mode: a virtiofs guest checks by itself (default_permissions) and sends none."""
+    """Judges by owner, group and mode: a virtiofs guest checks by itself (default_permissions) and sends none.
+
+    On an idmapped mount (FUSE_ALLOW_IDMAP) the caller is not told: then the guest's own check is all there is.
+    """
     mask = arg.mask
     if mask & ~(os.R_OK | os.W_OK | os.X_OK):
         raise OSError(errno.EINVAL, "unknown access mode")
@@ -82,11 +79,13 @@ def access(core: Core, request: Request, arg: Any) -> bytes:
         host = os.fstat(fd)
     if mask & os.W_OK and core.settings.readonly:
         raise OSError(errno.EROFS, "read-only share")
+    if NOBODY in (request.uid, request.gid):
+        return b""
     if request.uid == 0:
         allowed = os.R_OK | os.W_OK | (os.X_OK if host.st_mode & 0o111 or S_ISDIR(host.st_mode) else 0)
-    elif request.uid == host.st_uid:
+    elif request.uid == core.id_to_guest(lib.CORE_UID, host.st_uid):
         allowed = host.st_mode >> 6
-    elif request.gid == host.st_gid:
+    elif request.gid == core.id_to_guest(lib.CORE_GID, host.st_gid):
         allowed = host.st_mode >> 3
     else:
         allowed = host.st_mode

@@ -18,4 +18,6 @@ def statx(core: Core, request: Request, arg: Any) -> bytes:
     pin = core.handle(arg.fh) if arg.getattr_flags & lib.FUSE_GETATTR_FH else core.inode(request.nodeid)
     with pin as fd:
         check(lib.sys_statx(fd, arg.sx_flags & SYNC_TYPE, arg.sx_mask, ffi.addressof(out, "stat")))
+    out.stat.uid = core.id_to_guest(lib.CORE_UID, out.stat.uid)
+    out.stat.gid = core.id_to_guest(lib.CORE_GID, out.stat.gid)
     return packed(out)

@@ -1,0 +1,82 @@
+"""Translated ids in the ops that Python serves: what is set, and what is shown."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from errno import EACCES, EINVAL, EPERM
+from pathlib import Path
+
+import pytest
+
+from tests.core.test_cred import owner
+from tests.fuseclient import ROOT
+from tests.ops.mount import Mount, share
+from vfsd._fuse import lib
+from vfsd.core import Settings
+from vfsd.translate import Owner, rule, tables
+
+NOBODY = 2**32 - 1
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change owners")
+
+
+@pytest.fixture
+def translated(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
+    with ExitStack() as stack:
+
+        def make(*rules: str, one: Owner | None = None) -> Mount:
+            found = [rule(text) for text in rules]
+            ids = tables(found, found, one, Owner(os.geteuid(), os.getegid()))
+            return stack.enter_context(share(tmp_path, Settings(xattr=True, privileged=os.geteuid() == 0, ids=ids)))
+
+        yield make
+
+
+@as_root
+def test_chown(translated: Callable[..., Mount]) -> None:
+    mount = translated("map:0:1000:10", "forbid-guest:20:1")
+    mount.root.chmod(0o777)
+    client, path = mount.client, mount.root / "f"
+    nodeid = client.create(ROOT, b"f")[0].nodeid
+    assert owner(path) == (1000, 1000)
+    got = client.setattr(nodeid, uid=5, gid=30).attr
+    assert (got.uid, got.gid) == (5, 30) and owner(path) == (1005, 30)
+    got = client.setattr(nodeid, gid=9).attr
+    assert (got.uid, got.gid) == (5, 9) and owner(path) == (1005, 1009)
+    client.setattr(nodeid, uid=20, expect=EPERM)
+    client.setattr(nodeid, gid=20, expect=EPERM)
+    client.setattr(nodeid, uid=NOBODY, expect=EINVAL)
+    assert owner(path) == (1005, 1009)
+
+
+@as_root
+def test_statx_and_access_go_by_the_guests_ids(translated: Callable[..., Mount]) -> None:
+    mount = translated("map:0:1000:10")
+    (mount.root / "f").touch()
+    (mount.root / "f").chmod(0o640)
+    os.chown(mount.root / "f", 1003, 1004)
+    client = mount.client
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    got = client.statx(nodeid).stat
+    assert (got.uid, got.gid) == (3, 4)
+    client.uid = 3
+    client.access(nodeid, os.R_OK | os.W_OK)
+    client.uid, client.gid = 1003, 4
+    client.access(nodeid, os.R_OK)
+    client.access(nodeid, os.W_OK, expect=EACCES)
+    client.gid = 1004
+    client.access(nodeid, os.R_OK, expect=EACCES)
+
+
+def test_one_owner_can_only_be_confirmed(translated: Callable[..., Mount]) -> None:
+    mount = translated(one=Owner(1000, 100))
+    client, path = mount.client, mount.root / "f"
+    client.uid = client.gid = 1000
+    nodeid = client.create(ROOT, b"f")[0].nodeid
+    before = owner(path)
+    got = client.setattr(nodeid, uid=1000, gid=100).attr
+    assert (got.uid, got.gid) == (1000, 100)
+    for fields in ({"uid": 0}, {"uid": 1000, "gid": 0}, {"gid": 1000}, {"uid": os.geteuid(), "gid": os.getegid()}):
+        client.setattr(nodeid, expect=EPERM, **fields)
+    assert owner(path) == before == (os.geteuid(), os.getegid())
+    client.setattr(nodeid, mode=0o600)
+    assert client.statx(nodeid).stat.uid == 1000

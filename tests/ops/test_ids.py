@@ -68,15 +68,36 @@ def test_statx_and_access_go_by_the_guests_ids(translated: Callable[..., Mount])
 
 
 def test_one_owner_can_only_be_confirmed(translated: Callable[..., Mount]) -> None:
-    mount = translated(one=Owner(1000, 100))
+    mount = translated(one=Owner(4321, 4322))
     client, path = mount.client, mount.root / "f"
-    client.uid = client.gid = 1000
+    client.uid = client.gid = 4321
     nodeid = client.create(ROOT, b"f")[0].nodeid
     before = owner(path)
-    got = client.setattr(nodeid, uid=1000, gid=100).attr
-    assert (got.uid, got.gid) == (1000, 100)
-    for fields in ({"uid": 0}, {"uid": 1000, "gid": 0}, {"gid": 1000}, {"uid": os.geteuid(), "gid": os.getegid()}):
+    got = client.setattr(nodeid, uid=4321, gid=4322).attr
+    assert (got.uid, got.gid) == (4321, 4322)
+    for fields in ({"uid": 0}, {"uid": 4321, "gid": 0}, {"gid": 4321}, {"uid": os.geteuid(), "gid": os.getegid()}):
         client.setattr(nodeid, expect=EPERM, **fields)
     assert owner(path) == before == (os.geteuid(), os.getegid())
     client.setattr(nodeid, mode=0o600)
-    assert client.statx(nodeid).stat.uid == 1000
+    assert client.statx(nodeid).stat.uid == 4321
+
+
+def test_a_caller_that_is_not_told_is_the_guests_to_judge(translated: Callable[..., Mount]) -> None:
+    """FUSE_ALLOW_IDMAP: only what creates says who asks."""
+    mount = translated("forbid-guest:5:1")
+    assert mount.core.session.flags & lib.FUSE_ALLOW_IDMAP
+    client = mount.client
+    (mount.root / "f").touch(mode=0o600)
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    client.uid = client.gid = NOBODY
+    client.access(nodeid, os.W_OK)
+    client.setattr(nodeid, mode=0o640)
+    client.statx(nodeid)
+    fh = client.open(nodeid, os.O_RDWR).fh
+    client.write(nodeid, fh, b"x", write_flags=lib.FUSE_WRITE_KILL_SUIDGID)
+    client.release(nodeid, fh)
+    client.link(nodeid, ROOT, b"g")
+    client.rename(ROOT, b"g", ROOT, b"h")
+    client.setxattr(nodeid, b"user.a", b"x")
+    client.unlink(ROOT, b"h")
+    client.mkdir(ROOT, b"d", expect=EINVAL)

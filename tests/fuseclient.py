@@ -323,6 +323,14 @@ class FuseClient:
             return None
         return unpack("wire_copy_file_range_out", reply).bytes_copied if long else unpack("fuse_write_out", reply).size
 
+    def ioctl(
+        self, nodeid: int, fh: int, command: int, given: bytes = b"", room: int = 0, flags: int = 0, expect: int = 0
+    ) -> Any:
+        """What a restricted ioctl gives back. Room for it must be what the reply has."""
+        body = pack("fuse_ioctl_in", fh=fh, flags=flags, cmd=command, in_size=len(given), out_size=room)
+        reply = self.call(lib.FUSE_IOCTL, nodeid, body, given, room=16 + room, expect=expect)
+        return None if reply is None else reply[16:]
+
     # Directories.
 
     def opendir(self, nodeid: int, flags: int = 0, expect: int = 0) -> Any:

@@ -71,6 +71,7 @@ static const struct row rows[] = {
 	ROW(FSYNCDIR,        ARG(fsync),           0,                 0, 0, 0,                    NULL),
 	ROW(ACCESS,          ARG(access),          0,                 0, 0, 0,                    NULL),
 	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create),
+	ROW(IOCTL,           ARG(ioctl),           OUT(ioctl),        0, 0, 0,                    NULL),
 	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
 	ROW(BATCH_FORGET,    ARG(batch_forget),    0,                 0, 0, NO_REPLY,             op_batch_forget),
 	ROW(FALLOCATE,       ARG(fallocate),       0,                 0, 0, MODIFIES,             NULL),

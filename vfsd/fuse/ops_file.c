@@ -27,6 +27,11 @@ uint32_t host_flags(const struct core *core, uint32_t flags)
 		allowed |= O_DIRECT;
 	if (core->config.flags & CORE_PRESERVE_NOATIME)
 		allowed |= O_NOATIME;
+	/* Nothing is to change on the host, times of access neither. */
+	if (core->config.flags & CORE_READONLY) {
+		allowed |= O_NOATIME;
+		flags |= O_NOATIME;
+	}
 	/* The guest's page cache reads what it writes part of, and knows itself where the end is. */
 	if (negotiated(core, FUSE_WRITEBACK_CACHE)) {
 		allowed &= ~O_APPEND;
@@ -58,6 +63,14 @@ static int check_file_system(const struct core *core, int fd, uint64_t dev)
 	return fs.f_type == PROC_SUPER_MAGIC ? -EACCES : 0;
 }
 
+/* Only an owner may leave the time of access alone; who asks for it cares for the file's contents more. */
+static int open_again(const struct core *core, int fd, uint32_t flags)
+{
+	int opened = reopen(core, fd, flags);
+
+	return opened == -EPERM && (flags & O_NOATIME) ? reopen(core, fd, flags & ~(uint32_t)O_NOATIME) : opened;
+}
+
 int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 {
 	struct inode_key key;
@@ -74,7 +87,7 @@ int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 	if (opened == 0 && key.type == S_IFREG)
 		opened = check_file_system(core, fd, key.dev);
 	if (opened == 0)
-		opened = reopen(core, fd, host_flags(core, flags));
+		opened = open_again(core, fd, host_flags(core, flags));
 	inode_put(core, nodeid);
 	return opened;
 }

@@ -13,6 +13,7 @@ from vfsd.errors import Failure, UsageError
 from vfsd.options import GROUPS, LEGACY, Option
 from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
+from vfsd.xattrmap import XattrMap
 
 
 class Config(NamedTuple):
@@ -49,7 +50,9 @@ class Config(NamedTuple):
     allow_direct_io: bool = False
     #: Shared mappings of files whose data the guest does not cache.
     allow_mmap: bool = True
-    xattr: bool = False
+    #: None: where the root of the share has them.
+    xattr: bool | None = None
+    xattrmap: XattrMap | None = None
     announce_submounts: bool = True
     preserve_noatime: bool = False
     readonly: bool = False
@@ -220,6 +223,10 @@ def parse(argv: Sequence[str]) -> Config:
         if rules and config.owner:
             raise UsageError(f"--owner and {name} exclude each other: --owner translates every id")
         check(name, rules)
+    if config.xattrmap:
+        if config.xattr is False:
+            raise UsageError("--no-xattr and --xattrmap exclude each other: leave one out")
+        config = config._replace(xattr=True)
     return config
 
 

@@ -12,12 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from vfsd._fuse import ffi, lib
+from vfsd.facts import NOTHING, Facts
 from vfsd.translate import Ids, Owner, Range, tables
 from vhost._virtq import ffi as virtq_ffi
 from vhost._virtq import lib as virtq
 
 if TYPE_CHECKING:
     from vfsd.config import Config
+    from vfsd.xattrmap import XattrMap
 
 CACHES = {
     "never": lib.CORE_CACHE_NEVER,
@@ -55,7 +57,9 @@ class Settings(NamedTuple):
     allow_direct_io: bool = False
     preserve_noatime: bool = False
     announce_submounts: bool = True
+    #: Whether there are extended attributes, and the names the host knows them by (None: the guest's own).
     xattr: bool = False
+    xattrmap: "XattrMap | None" = None
     #: never, auto or always.
     readdirplus: str = "auto"
     writeback: bool = False
@@ -68,7 +72,7 @@ class Settings(NamedTuple):
     ids: Ids | None = None
 
     @classmethod
-    def of(cls, config: "Config", privileged: bool, queue_size: int = 1024) -> Self:
+    def of(cls, config: "Config", privileged: bool, queue_size: int = 1024, facts: Facts = NOTHING) -> Self:
         return cls(
             cache=config.cache,
             entry_ns=config.validity(config.entry_timeout),
@@ -79,13 +83,19 @@ class Settings(NamedTuple):
             allow_direct_io=config.allow_direct_io,
             preserve_noatime=config.preserve_noatime,
             announce_submounts=config.announce_submounts,
-            xattr=config.xattr,
+            xattr=facts.xattr if config.xattr is None else config.xattr,
+            xattrmap=config.xattrmap,
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
             queue_size=queue_size,
             ids=tables(config.translate_uid, config.translate_gid, config.owner, Owner(os.geteuid(), os.getegid())),
         )
+
+    @property
+    def capability(self) -> bytes:
+        """The name under which the host keeps a guest's security.capability, if it is another one; else b""."""
+        return self.xattrmap.renamed(b"security.capability") if self.xattrmap else b""
 
     @property
     def flags(self) -> int:

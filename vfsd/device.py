@@ -54,7 +54,8 @@ class FsDevice:
 
     def settings(self, queue_size: int, room: int) -> Settings:
         """For a core whose largest ring has `queue_size` descriptors, and whose guest may hold `room` of the host's."""
-        return Settings.of(self._config, self._share.privileged, queue_size)._replace(descriptors=room)
+        share = self._share
+        return Settings.of(self._config, share.privileged, queue_size, share.facts)._replace(descriptors=room)
 
     def descriptors(self) -> set[int]:
         """Those of the guest's inodes and handles. Asked while no worker runs."""

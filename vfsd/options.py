@@ -7,7 +7,7 @@ built is a row too, or a word in its row's `unbuilt`: it ends the start by name 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vfsd import information, translate, values
+from vfsd import information, translate, values, xattrmap
 from vfsd.errors import UsageError
 
 
@@ -53,6 +53,8 @@ class Option(NamedTuple):
             return self.words[word]
         try:
             return self.convert(text)
+        except values.Sentence as error:
+            raise UsageError(f"{name}: {error}") from None
         except ValueError as error:
             raise UsageError(f"{name} must be {error}, not {text!r}") from None
 
@@ -186,7 +188,30 @@ _CACHING = (
 )
 
 _SEMANTICS = (
-    Option("--xattr", "Offer extended attributes", "xattr", words=_SWITCH, legacy=_switch("xattr")),
+    Option(
+        "--xattr",
+        "Offer extended attributes, also where the root of the share has none. virtiofsd offers them only with this "
+        "option; vfsd does by itself where the root of the share has them",
+        "xattr",
+        words=_SWITCH,
+        legacy=_switch("xattr"),
+        default="where the share has them",
+    ),
+    Option(
+        *("--no-xattr", "Offer no extended attributes (vfsd only; virtiofsd knows -o no_xattr)", "xattr"),
+        constant="off",
+        words=_SWITCH,
+    ),
+    Option(
+        "--xattrmap",
+        "Keep the guest's extended attributes under other names on the host, by rules :TYPE:SCOPE:KEY:PREPEND:, of "
+        "which the first that matches counts, as :map::user.virtiofs.: (docs/xattr.md); or by ready-made ones (vfsd "
+        "only): overlay, so that the guest's overlayfs can have its upper layer on the share; selinux, so that the "
+        "guest's labels are its own; overlay+selinux. Implies --xattr",
+        *("xattrmap", "RULES"),
+        convert=xattrmap.XattrMap.parse,
+        legacy={"xattrmap": None},
+    ),
     Option(
         *("--announce-submounts", "Show host mounts below the share as mounts; the default", "announce_submounts"),
         words=_SWITCH,
@@ -231,11 +256,6 @@ _SEMANTICS = (
         legacy={"no_killpriv_v2": "on"},
     ),
     Option("--killpriv-v2", "Drop set-id bits and capabilities here", built=False, legacy={"killpriv_v2": "on"}),
-    Option(
-        *("--xattrmap", "Rename extended attributes on their way", "", "RULES"),
-        built=False,
-        legacy={"xattrmap": None},
-    ),
 )
 
 _SANDBOX = (

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, FrozenImporter
 
-from vfsd import capabilities
+from vfsd import capabilities, facts
 from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
@@ -43,6 +43,8 @@ class Share:
     proc_fd: int
     #: May take the identity of the guest's callers: setuid and setgid are held, and more than one user exists.
     privileged: bool
+    #: What the file system at the root of the share is capable of.
+    facts: facts.Facts
 
 
 def run(config: Config, preload: Callable[[], object], inside: Callable[[Share], int]) -> int:
@@ -76,9 +78,9 @@ def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], se
     os.chdir("/")
     settle()
     privileged = _reduce_privileges(config) and spaces.identities
-    _check_access(config, root_fd)
+    found = _check_access(config, root_fd)
     _forbid_sources()
-    return Share(root_fd, proc_fd, privileged)
+    return Share(root_fd, proc_fd, privileged, found)
 
 
 def _limit_descriptors(wanted: int | None) -> None:
@@ -206,13 +208,16 @@ def _reduce_privileges(config: Config) -> bool:
     return keep & setids == setids
 
 
-def _check_access(config: Config, root_fd: int) -> None:
+def _check_access(config: Config, root_fd: int) -> facts.Facts:
     """Whether the share can be listed and searched, by who we are from now on: a user namespace may give the right to
-    it, or take it away."""
+    it, or take it away. What it is capable of."""
     try:
-        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd))
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         raise _unreadable(config, error) from None
+    found = facts.find(fd)
+    os.close(fd)
+    return found
 
 
 def _forbid_sources() -> None:

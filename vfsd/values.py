@@ -24,6 +24,10 @@ CAPABILITIES = (
 )
 
 
+class Sentence(ValueError):  # noqa: N818  (not an error of ours)
+    """What is wrong with a value, where one phrase would not do: follows "--option: "."""
+
+
 class IdMap(NamedTuple):
     """One line of a user namespace's map: `count` ids from `inside` on are those from `outside` on, on the host."""
 

@@ -11,6 +11,7 @@ from vfsd.errors import UsageError
 from vfsd.options import LEGACY, OPTIONS, Option
 from vfsd.translate import Owner, rule
 from vfsd.values import IdMap
+from vfsd.xattrmap import XattrMap
 
 LEAST = ["--shared-dir", "/srv", "--socket-path", "/run/s"]
 BASE = Config(shared_dir="/srv", socket_path="/run/s")
@@ -52,6 +53,15 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--thread-pool-size=1", {"threads": 1}),
     ("--thread-pool-size=64", {"threads": 64}),
     ("--xattr", {"xattr": True}),
+    ("--no-xattr", {"xattr": False}),
+    ("--no-xattr --xattr", {"xattr": True}),
+    ("--xattrmap=:map::user.virtiofs.:", {"xattr": True, "xattrmap": XattrMap.parse(":map::user.virtiofs.:")}),
+    ("--xattrmap overlay", {"xattr": True, "xattrmap": XattrMap.parse("overlay")}),
+    ("-o xattrmap=:ok:all:::", {"xattr": True, "xattrmap": XattrMap.parse(":ok:all:::")}),
+    (
+        "-o xattrmap=/bad/client/a,,b///ok/all///,xattr",
+        {"xattr": True, "xattrmap": XattrMap.parse("/bad/client/a,b///ok/all///")},
+    ),
     ("--announce-submounts", {"announce_submounts": True}),
     ("--no-announce-submounts", {"announce_submounts": False}),
     ("--no-announce-submounts --announce-submounts", {"announce_submounts": True}),
@@ -129,6 +139,11 @@ REFUSED = [
     ("--thread-pool-size=257", "--thread-pool-size must be a number from 0 to 256"),
     ("--thread-pool-size=many", "--thread-pool-size"),
     ("--thread-pool-size=٣", "--thread-pool-size"),
+    ("--xattrmap=", "--xattrmap: there is no rule"),
+    ("--xattrmap=:no:all:::", "--xattrmap: rule 1, ':no:all:::': there is no type 'no'"),
+    ("-o xattrmap=:ok:client:::", "-o xattrmap: the rules leave names from the host undecided"),
+    ("--no-xattr --xattrmap=overlay", "--no-xattr and --xattrmap exclude each other"),
+    ("-o no_xattr,xattrmap=overlay", "--no-xattr and --xattrmap exclude each other"),
     ("--sandbox=jail", "--sandbox must be one of namespace, chroot, none"),
     ("--modcaps=mknod", "--modcaps must be a list"),
     ("--modcaps=+no_such_capability", "--modcaps must be a list"),

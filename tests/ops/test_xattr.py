@@ -11,6 +11,7 @@ from tests.fuseclient import ROOT, pack
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
 from vfsd.core import Settings
+from vfsd.xattrmap import XattrMap
 
 
 def test_off_is_enosys(tmp_path: Path) -> None:
@@ -95,3 +96,52 @@ def test_whatever_type_has_them(mount: Mount) -> None:
     for nodeid in nodes.values():
         mount.client.listxattr(nodeid)
     mount.client.getxattr(99, b"user.a", expect=errno.ESTALE)
+
+
+def test_names_are_mapped(tmp_path: Path) -> None:
+    """In both directions, by each of the four ops; a value is the guest's under whatever name."""
+    (tmp_path / "f").touch()
+    os.setxattr(tmp_path / "f", "user.host", b"own")
+    os.setxattr(tmp_path / "f", "user.virtiofs.security.selinux", b"label")
+    xattrmap = XattrMap.parse("/map/security./user.virtiofs./")
+    with share(tmp_path, Settings(xattr=True, xattrmap=xattrmap)) as mount:
+        client, nodeid = mount.client, mount.client.lookup(ROOT, b"f").nodeid
+        assert client.getxattr(nodeid, b"security.selinux") == b"label"
+        client.setxattr(nodeid, b"security.capability", b"not looked at")
+        assert os.getxattr(tmp_path / "f", "user.virtiofs.security.capability") == b"not looked at"
+        assert set(client.listxattr(nodeid).split(b"\0")) == {
+            b"security.selinux", b"security.capability", b"user.host", b"",
+        }  # fmt: skip
+        assert client.listxattr(nodeid, size=0) == len(client.listxattr(nodeid))
+        client.removexattr(nodeid, b"security.selinux")
+        client.getxattr(nodeid, b"security.selinux", expect=errno.ENODATA)
+        for name in (b"user.virtiofs.security.capability", b"user.virtiofs.x"):
+            client.getxattr(nodeid, name, expect=errno.EPERM)
+            client.setxattr(nodeid, name, b"x", expect=errno.EPERM)
+            client.removexattr(nodeid, name, expect=errno.EPERM)
+    assert set(os.listxattr(tmp_path / "f")) == {"user.host", "user.virtiofs.security.capability"}
+
+
+def test_names_that_rules_refuse(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    os.setxattr(tmp_path / "f", "user.hidden", b"x")
+    os.setxattr(tmp_path / "f", "user.shown", b"x")
+    xattrmap = XattrMap.parse(":unsupported:all:user.h:user.h: :bad:all:user.b:user.b: :ok:all:::")
+    with share(tmp_path, Settings(xattr=True, xattrmap=xattrmap)) as mount:
+        client, nodeid = mount.client, mount.client.lookup(ROOT, b"f").nodeid
+        client.getxattr(nodeid, b"user.hidden", expect=errno.EOPNOTSUPP)
+        client.setxattr(nodeid, b"user.bad", b"", expect=errno.EPERM)
+        assert client.listxattr(nodeid) == b"user.shown\0"
+
+
+def test_a_mapped_value_served_twice(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    with share(tmp_path, Settings(xattr=True, xattrmap=XattrMap.parse(":map::user.virtiofs.:"))) as mount:
+        client, again = mount.client, mount.replayed
+        again.setxattr_ext = client.setxattr_ext
+        nodeid = client.lookup(ROOT, b"f").nodeid
+        for each in (client, again):
+            each.setxattr(nodeid, b"trusted.a", b"value", flags=os.XATTR_CREATE)
+        for each in (client, again):
+            each.removexattr(nodeid, b"trusted.a")
+    assert os.listxattr(tmp_path / "f") == []

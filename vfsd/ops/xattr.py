@@ -1,7 +1,8 @@
 """GETXATTR, SETXATTR, LISTXATTR, REMOVEXATTR.
 
-Without --xattr each is answered ENOSYS, and the guest never asks again. An attribute is reached by its inode's entry in
-/proc/self/fd, since no system call takes an O_PATH descriptor; that link leads to a symlink itself, not to its target.
+Where attributes are off each is answered ENOSYS, and the guest never asks again. An attribute is reached by its inode's
+entry in /proc/self/fd, since no system call takes an O_PATH descriptor; that link leads to a symlink itself, not to its
+target. Names pass through the rules of --xattrmap (vfsd/xattrmap.py), values through `to_host` and `to_guest`.
 """
 
 import errno
@@ -19,16 +20,18 @@ FLAGS = os.XATTR_CREATE | os.XATTR_REPLACE
 
 @op("GETXATTR", "fuse_getxattr_in", names=1)
 def getxattr(core: Core, request: Request, arg: Any, name: bytes) -> bytes:
-    _admit(core, name)
+    host_name = _host_name(core, name)
     with core.inode(request.nodeid) as fd:
-        return _sized(os.getxattr(str(fd), name), arg.size)
+        return _sized(to_guest(core, name, os.getxattr(str(fd), host_name)), arg.size)
 
 
 @op("LISTXATTR", "fuse_getxattr_in")
 def listxattr(core: Core, request: Request, arg: Any) -> bytes:
-    _admit(core, b"")
+    _check_on(core)
     with core.inode(request.nodeid) as fd:
-        names = map(os.fsencode, os.listxattr(str(fd)))
+        names = [os.fsencode(name) for name in os.listxattr(str(fd))]
+    if core.settings.xattrmap:
+        names = core.settings.xattrmap.guest_names(names)
     return _sized(b"".join(name + b"\0" for name in names if name not in ACLS), arg.size)
 
 
@@ -42,35 +45,51 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
     name, end, value = body[size:].partition(b"\0")
     if not end or not name or len(value) < arg.size or arg.flags & ~FLAGS:
         raise OSError(errno.EINVAL, "malformed SETXATTR")
-    _admit(core, name)
-    value = value[: arg.size]
+    host_name = _host_name(core, name)
+    value = to_host(core, name, value[: arg.size])
     with core.inode(request.nodeid) as fd:
         try:
-            os.setxattr(str(fd), name, value, arg.flags)
+            os.setxattr(str(fd), host_name, value, arg.flags)
         except FileExistsError:
             # XATTR_CREATE. What is there as asked for was made by this request (namespace.py, rule 2).
-            if not (request.replay and os.getxattr(str(fd), name) == value):
+            if not (request.replay and os.getxattr(str(fd), host_name) == value):
                 raise
     return b""
 
 
 @op("REMOVEXATTR", names=1)
 def removexattr(core: Core, request: Request, name: bytes) -> bytes:
-    _admit(core, name)
+    host_name = _host_name(core, name)
     with core.inode(request.nodeid) as fd:
         try:
-            os.removexattr(str(fd), name)
+            os.removexattr(str(fd), host_name)
         except OSError as error:
             if not (request.replay and error.errno == errno.ENODATA):
                 raise
     return b""
 
 
-def _admit(core: Core, name: bytes) -> None:
+def to_host(core: Core, name: bytes, value: bytes) -> bytes:
+    """What is stored on the host for the value that the guest gives the attribute `name`."""
+    return value
+
+
+def to_guest(core: Core, name: bytes, value: bytes) -> bytes:
+    """What the guest is shown of the value that the host has stored for the attribute `name`."""
+    return value
+
+
+def _check_on(core: Core) -> None:
     if not core.settings.xattr:
         raise OSError(errno.ENOSYS, "extended attributes are off: --xattr")
+
+
+def _host_name(core: Core, name: bytes) -> bytes:
+    """What the host calls the guest's attribute `name`. OSError when it is not for the guest."""
+    _check_on(core)
     if name in ACLS:
         raise OSError(errno.EOPNOTSUPP, "POSIX ACLs are off")
+    return core.settings.xattrmap.host_name(name) if core.settings.xattrmap else name
 
 
 def _sized(value: bytes, room: int) -> bytes:

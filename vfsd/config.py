@@ -53,6 +53,8 @@ class Config(NamedTuple):
     #: None: where the root of the share has them.
     xattr: bool | None = None
     xattrmap: XattrMap | None = None
+    #: Take set-id bits and capabilities away here, where the guest can leave that to us (FUSE_HANDLE_KILLPRIV_V2).
+    killpriv: bool = True
     announce_submounts: bool = True
     preserve_noatime: bool = False
     readonly: bool = False

@@ -36,6 +36,7 @@ UNCHANGED = -1
 HOW = {"shift": lib.CORE_ID_SHIFT, "squash": lib.CORE_ID_SQUASH, "forbid": lib.CORE_ID_FORBID}
 
 _ENTRY_OUT = ffi.typeof("struct fuse_entry_out *")
+_PRIV = ffi.typeof("struct priv *")
 _ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
 
 
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     #: Whether there are extended attributes, and the names the host knows them by (None: the guest's own).
     xattr: bool = False
     xattrmap: "XattrMap | None" = None
+    killpriv: bool = True
     #: never, auto or always.
     readdirplus: str = "auto"
     writeback: bool = False
@@ -85,6 +87,7 @@ class Settings(NamedTuple):
             announce_submounts=config.announce_submounts,
             xattr=facts.xattr if config.xattr is None else config.xattr,
             xattrmap=config.xattrmap,
+            killpriv=config.killpriv,
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
@@ -134,6 +137,23 @@ class Pin:
         self._put(self._core, self._id)
 
 
+class Modification:
+    """The length of a `with` in which a file is modified, and loses privileges as PRIV_* says (vfsd/fuse/priv.c)."""
+
+    __slots__ = ("_arguments", "_core", "_priv")
+
+    def __init__(self, core: Any, *arguments: int) -> None:
+        self._core, self._arguments, self._priv = core, arguments, ffi.new(_PRIV)
+
+    def __enter__(self) -> None:
+        check(lib.priv_begin(self._core, *self._arguments, self._priv))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lib.priv_end(self._core, self._priv)
+
+
 def check(result: int) -> int:
     """The result of a C function; OSError when it is -errno."""
     if result < 0:
@@ -174,6 +194,7 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, i
             "handles_size": handles.size,
             "descriptors_max": settings.descriptors,
             "ids": ids,
+            "capability": settings.capability,
         },
     )
     _kept[config] = ids
@@ -244,6 +265,11 @@ class Core:
     def handle(self, fh: int) -> Pin:
         """The descriptor of an open file or directory. Entering raises EBADF."""
         return Pin(lib.handle_get, lib.handle_put, self.pointer, fh)
+
+    def modifying(self, fd: int, kill: int, uid: int, gid: int) -> Modification:
+        """Around one modification of the file behind `fd`, by the guest's uid:gid. `kill` is PRIV_*. Entering raises
+        OSError when the file must not be modified."""
+        return Modification(self.pointer, fd, kill, uid, gid)
 
     def open(self, nodeid: int, flags: int) -> int:
         """A new descriptor of an inode, the caller's to close. Flags are made safe as OPEN does."""

@@ -251,11 +251,20 @@ _SEMANTICS = (
         default="never",
     ),
     Option(
-        *("--no-killpriv-v2", "Leave it to the guest to drop set-id bits; the default"),
-        words=_ACCEPTED,
-        legacy={"no_killpriv_v2": "on"},
+        "--no-killpriv-v2",
+        "Leave it to the guest to take setuid, setgid and file capabilities away from what it modifies: it asks for a "
+        "capability before each write then, and truncates in a request of its own",
+        "killpriv",
+        constant="off",
+        words=_SWITCH,
     ),
-    Option("--killpriv-v2", "Drop set-id bits and capabilities here", built=False, legacy={"killpriv_v2": "on"}),
+    Option(
+        "--killpriv-v2",
+        "Take them away here, on host file systems of any kind; the default (virtiofsd: only when asked for)",
+        "killpriv",
+        words=_SWITCH,
+        legacy=_switch("killpriv_v2"),
+    ),
 )
 
 _SANDBOX = (

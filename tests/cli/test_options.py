@@ -66,7 +66,10 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--no-announce-submounts", {"announce_submounts": False}),
     ("--no-announce-submounts --announce-submounts", {"announce_submounts": True}),
     ("--preserve-noatime", {"preserve_noatime": True}),
-    ("--posix-acl=never --security-label never --inode-file-handles=never --seccomp=none --no-killpriv-v2", {}),
+    ("--posix-acl=never --security-label never --inode-file-handles=never --seccomp=none", {}),
+    ("--no-killpriv-v2", {"killpriv": False}),
+    ("--no-killpriv-v2 --killpriv-v2", {"killpriv": True}),
+    ("-o killpriv_v2", {}),
     ("--sandbox chroot", {"sandbox": "chroot"}),
     ("--sandbox=none", {"sandbox": "none"}),
     ("--sandbox=Namespace", {"sandbox": "namespace"}),
@@ -110,7 +113,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("-o no_writeback,no_allow_direct_io", {}),
     ("-o announce_submounts", {}),
     ("-o no_announce_submounts", {"announce_submounts": False}),
-    ("-o no_killpriv_v2,no_posix_acl,no_security_label,no_posix_lock,no_flock", {}),
+    ("-o no_killpriv_v2,no_posix_acl,no_security_label,no_posix_lock,no_flock", {"killpriv": False}),
     ("-o xattr,", {"xattr": True}),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.core.served import REAL_ROOT, Served
 from tests.fuseclient import ROOT, pack
-from vfsd._fuse import lib
+from vfsd._fuse import ffi, lib
 
 pytestmark = pytest.mark.skipif(not REAL_ROOT, reason="only root can take another identity")
 
@@ -216,10 +216,12 @@ def test_truncating_open_strips_suid_where_the_guest_asks(privileged: Callable[.
 
 
 def test_fsetid_comes_back(privileged: Callable[..., Served]) -> None:
-    privileged()
-    before = identity()
-    dropped = lib.cred_drop_fsetid()
-    assert dropped == 1 and identity() != before
-    assert lib.cred_drop_fsetid() == 0
-    lib.cred_restore_fsetid(dropped)
+    served = privileged()
+    (served.root / "f").touch()
+    (served.root / "f").chmod(0o4755)
+    before, priv, fd = identity(), ffi.new("struct priv *"), os.open(served.root / "f", os.O_PATH)
+    assert lib.priv_begin(served.core, fd, lib.PRIV_KILL, USER, GROUP, priv) == 0
+    assert priv.dropped and identity() != before
+    lib.priv_end(served.core, priv)
+    os.close(fd)
     assert identity() == before

@@ -10,6 +10,8 @@ from tests.fuseclient import ROOT
 from tests.ops.mount import Mount
 from vfsd._fuse import lib
 
+USER, GROUP, OTHER = 1234, 2345, 3456
+
 
 def node(mount: Mount, name: bytes = b"f", data: bytes = b"") -> int:
     path = mount.root / os.fsdecode(name)
@@ -88,8 +90,47 @@ def test_truncate_kills_suid_when_asked(mount: Mount) -> None:
     (mount.root / "f").chmod(0o6755)
     assert mount.client.setattr(nodeid, size=2).attr.mode & 0o6000 == 0o6000
     assert mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, size=1).attr.mode & 0o6000 == 0
-    assert lib.cred_drop_fsetid() == 1
-    lib.cred_restore_fsetid(1)
+    # The thread has got its CAP_FSETID back.
+    (mount.root / "f").chmod(0o6755)
+    assert mount.client.setattr(nodeid, size=2).attr.mode & 0o6000 == 0o6000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root owns what it likes")
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "expected"),
+    [
+        (0o6755, 0, 0, 0o755),
+        (0o6745, 0, 0, 0o2745),
+        (0o6755, USER, OTHER, 0o755),
+        (0o6745, USER, GROUP, 0o2745),
+        (0o6745, USER, OTHER, 0o745),
+        # Not by somebody who may not change it.
+        (0o6755, OTHER, GROUP, 0o6755),
+        (0o6755, 0xFFFFFFFF, 0xFFFFFFFF, 0o6755),
+    ],
+)
+@pytest.mark.parametrize("valid", [0, lib.FATTR_CTIME, lib.FATTR_KILL_SUIDGID])
+def test_a_chown_to_nobody_else(mount: Mount, mode: int, uid: int, gid: int, expected: int, valid: int) -> None:
+    """chown(path, -1, -1) comes as a SETATTR of nothing, or of the ctime."""
+    nodeid = node(mount)
+    os.chown(mount.root / "f", USER, GROUP)
+    (mount.root / "f").chmod(mode)
+    mount.client.uid, mount.client.gid = uid, gid
+    assert stat.S_IMODE(mount.client.setattr(nodeid, valid).attr.mode) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_chown_kills_and_a_chmod_with_it_does_not(mount: Mount) -> None:
+    nodeid = node(mount)
+    (mount.root / "f").chmod(0o6755)
+    assert stat.S_IMODE(mount.client.setattr(nodeid, uid=USER).attr.mode) == 0o755
+    (mount.root / "f").chmod(0o6755)
+    assert stat.S_IMODE(mount.client.setattr(nodeid, uid=USER, mode=0o4755).attr.mode) == 0o4755
+    (mount.root / "d").mkdir()
+    (mount.root / "d").chmod(0o2755)
+    directory = mount.client.lookup(ROOT, b"d").nodeid
+    assert stat.S_IMODE(mount.client.setattr(directory, uid=USER).attr.mode) == 0o2755
+    assert stat.S_IMODE(mount.client.setattr(directory).attr.mode) == 0o2755
 
 
 def test_access_is_by_the_callers_class(mount: Mount) -> None:

@@ -3,11 +3,15 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from tests.fuseclient import ROOT
-from tests.ops.mount import Mount
+from tests.ops.mount import ALL_FLAGS, Mount, share
+from vfsd._fuse import lib
+from vfsd.core import Settings
+from vfsd.xattrmap import XattrMap
 
 
 @pytest.fixture
@@ -59,16 +63,59 @@ def test_copies_of_any_length(mount: Mount, opened: tuple[int, int]) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps suid when it writes")
-def test_what_changes_data_kills_suid(mount: Mount, opened: tuple[int, int]) -> None:
-    client, (nodeid, fh) = mount.client, opened
-    entry, to = client.create(ROOT, b"g", mode=0o6755)
-    path = mount.root / "g"
-    path.chmod(0o6755)
-    client.fallocate(entry.nodeid, to.fh, 0, 4096)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
-    path.chmod(0o6755)
-    client.copy_file_range(nodeid, fh, 0, entry.nodeid, to.fh, 0, 4096)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+@pytest.mark.parametrize(
+    ("flags", "minor", "uid", "expected"),
+    [
+        # A guest from Linux 6.1 on tells beforehand when root has no CAP_FSETID.
+        (ALL_FLAGS, 38, 0, 0o6755),
+        (ALL_FLAGS, 38, 1234, 0o755),
+        (ALL_FLAGS, 38, 0xFFFFFFFF, 0o755),
+        (ALL_FLAGS, 36, 0, 0o755),
+        (ALL_FLAGS & ~lib.FUSE_HANDLE_KILLPRIV_V2, 45, 0, 0o755),
+    ],
+)
+def test_what_changes_data_kills_suid(tmp_path: Path, flags: int, minor: int, uid: int, expected: int) -> None:
+    with share(tmp_path, Settings(), init=False) as mount:
+        client, path = mount.client, mount.root / "g"
+        client.init(minor=minor, flags=flags)
+        source, source_fh = client.create(ROOT, b"f")
+        client.write(source.nodeid, source_fh.fh, bytes(8192))
+        entry, to = client.create(ROOT, b"g")
+        client.uid = uid
+        for change in (
+            lambda: client.fallocate(entry.nodeid, to.fh, 0, 4096),
+            lambda: client.fallocate(entry.nodeid, to.fh, 0, 4096, mode=3),
+            lambda: client.copy_file_range(source.nodeid, source_fh.fh, 0, entry.nodeid, to.fh, 0, 4096),
+            lambda: client.copy_file_range(source.nodeid, source_fh.fh, 0, entry.nodeid, to.fh, 0, 4096, long=True),
+        ):
+            path.chmod(0o6755)
+            change()
+            assert stat.S_IMODE(path.stat().st_mode) == expected
+
+
+def test_a_capability_of_another_name_goes(tmp_path: Path) -> None:
+    name = "user.virtiofs.security.capability"
+    with share(tmp_path, Settings(xattrmap=XattrMap.parse(":map:security.:user.virtiofs.:"))) as mount:
+        client, path = mount.client, mount.root / "g"
+        source, source_fh = client.create(ROOT, b"f")
+        client.write(source.nodeid, source_fh.fh, bytes(8192))
+        entry, to = client.create(ROOT, b"g")
+        for change in (
+            lambda: client.fallocate(entry.nodeid, to.fh, 0, 4096),
+            lambda: client.copy_file_range(source.nodeid, source_fh.fh, 0, entry.nodeid, to.fh, 0, 4096),
+            lambda: client.setattr(entry.nodeid, size=5),
+            lambda: client.setattr(entry.nodeid, size=5, fh=to.fh),
+            lambda: client.setattr(entry.nodeid, uid=os.geteuid()),
+            lambda: client.setattr(entry.nodeid, gid=os.getegid()),
+            lambda: client.setattr(entry.nodeid),
+        ):
+            os.setxattr(path, name, b"value")
+            change()
+            assert name not in os.listxattr(path)
+        os.setxattr(path, name, b"value")
+        client.setattr(entry.nodeid, mode=0o600)
+        client.setattr(entry.nodeid, atime=1, mtime=1)
+        assert name in os.listxattr(path)
 
 
 def test_directories(mount: Mount) -> None:

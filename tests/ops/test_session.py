@@ -36,10 +36,12 @@ def test_everything_offered(tmp_path: Path) -> None:
             "SUBMOUNTS",
             "SETXATTR_EXT",
             "MAX_PAGES",
+            "HANDLE_KILLPRIV_V2",
+            "ATOMIC_O_TRUNC",
         ):
             assert session.flags & getattr(lib, f"FUSE_{flag}"), flag
         for flag in (
-            "POSIX_LOCKS", "FLOCK_LOCKS", "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV", "HANDLE_KILLPRIV_V2",
+            "POSIX_LOCKS", "FLOCK_LOCKS", "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV",
             "EXPORT_SUPPORT", "WRITEBACK_CACHE", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
             "SECURITY_CTX", "HAS_INODE_DAX",
         ):  # fmt: skip
@@ -51,6 +53,13 @@ def test_nothing_is_agreed_that_was_not_offered(tmp_path: Path) -> None:
         out = mount.client.init(minor=38, flags=lib.FUSE_BIG_WRITES | lib.FUSE_INIT_EXT)
         assert agreed(out) == lib.FUSE_BIG_WRITES | lib.FUSE_INIT_EXT
         assert (out.max_pages, out.max_write) == (32, 32 * 4096)
+
+
+def test_a_guest_that_kills_privileges_itself_truncates_itself(tmp_path: Path) -> None:
+    """Its OPEN would not tell whether its caller has CAP_FSETID."""
+    with share(tmp_path, Settings(), init=False) as mount:
+        out = mount.client.init(minor=31, flags=lib.FUSE_ATOMIC_O_TRUNC | lib.FUSE_HANDLE_KILLPRIV)
+        assert agreed(out) == 0
 
 
 def test_linux_5_4(tmp_path: Path) -> None:
@@ -74,6 +83,8 @@ def test_upper_flags_need_init_ext(tmp_path: Path) -> None:
         ("writeback", "WRITEBACK_CACHE"),
         ("allow_mmap", "DIRECT_IO_ALLOW_MMAP"),
         ("announce_submounts", "SUBMOUNTS"),
+        ("killpriv", "HANDLE_KILLPRIV_V2"),
+        ("killpriv", "ATOMIC_O_TRUNC"),
     ],
 )
 @pytest.mark.parametrize("value", [True, False])

@@ -85,6 +85,9 @@ struct core_config {
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;
 	const struct core_ids *ids; /* NULL: every id is the same on both sides */
+	/* The host's name of what the guest knows as security.capability, where it is another one: a modification removes
+	 * it. "": the host does that by itself. */
+	char capability[256];
 };
 
 #endif

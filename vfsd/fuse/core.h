@@ -71,9 +71,23 @@ int64_t id_to_host(struct core *core, uint32_t kind, uint32_t id);
 uint32_t id_to_guest(struct core *core, uint32_t kind, uint32_t id);
 int64_t id_to_set(struct core *core, uint32_t kind, uint32_t id);
 
-/* FSETID of the calling thread: dropped around a modification that must strip suid and sgid. */
-int cred_drop_fsetid(void);
-void cred_restore_fsetid(int dropped);
+/* What a modification does to suid and sgid. sgid without group execute stays for members of the file's group. */
+#define PRIV_KEEP 0       /* they stay: the caller has CAP_FSETID, or its kernel sees to them */
+#define PRIV_KILL 1       /* data changes: they go from regular files */
+#define PRIV_KILL_OWNER 2 /* chown: they go from all but directories, root's too */
+
+/* The time between priv_begin and priv_end, on one thread. */
+struct priv {
+	int32_t fd;
+	uint32_t before;
+	uint32_t wanted;
+	int32_t dropped;
+};
+
+/* Around one modification of the file that `fd` (O_PATH too) stands for, by the guest's caller uid:gid (all ones:
+ * unknown). 0; or -errno, when nothing may be modified and priv_end is not due. fd stays open until priv_end. */
+int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, struct priv *priv);
+void priv_end(struct core *core, const struct priv *priv);
 
 /* Counts, the root inode's included; and every descriptor the arenas record (not the root's, which is the
  * configuration's): fills `fds` up to `max` and returns how many there are. */

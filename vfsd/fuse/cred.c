@@ -184,6 +184,32 @@ void cred_restore_fsetid(int dropped)
 		raise_again(CAP_FSETID);
 }
 
+uint32_t cred_raise_owner(void)
+{
+	struct capabilities caps;
+	uint32_t bits, had;
+
+	capabilities_read(&caps);
+	had = caps.data[0].effective;
+	bits = caps.data[0].permitted & (1U << CAP_FOWNER | 1U << CAP_FSETID);
+	if (!(bits & ~had))
+		return 0;
+	caps.data[0].effective |= bits;
+	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+	return bits & ~had;
+}
+
+void cred_lower_owner(uint32_t raised)
+{
+	struct capabilities caps;
+
+	if (!raised)
+		return;
+	capabilities_read(&caps);
+	caps.data[0].effective &= ~raised;
+	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
+}
+
 int cred_drop_dac_override(void)
 {
 	return syscall(SYS_geteuid) ? drop(CAP_DAC_OVERRIDE) : 0;

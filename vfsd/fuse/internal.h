@@ -135,6 +135,9 @@ int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, stru
 /* The flags of a host open for a guest's flags: only what is safe and allowed here. */
 uint32_t host_flags(const struct core *core, uint32_t flags);
 
+/* priv.c: PRIV_KEEP or PRIV_KILL, for an open that truncates. */
+int truncation_kills(const struct core *core, const struct fuse_request *request, uint32_t open_flags);
+
 /* cred.c */
 struct cred {
 	bool groups;
@@ -145,6 +148,13 @@ struct cred {
 int cred_enter(struct core *core, const struct fuse_request *request, struct cred *cred);
 /* Gives it back, or ends the process: to go on as somebody else is worse. */
 void cred_leave(const struct cred *cred);
+/* CAP_FSETID of the calling thread. 1 when it had it. */
+int cred_drop_fsetid(void);
+void cred_restore_fsetid(int dropped);
+/* CAP_FOWNER and CAP_FSETID, also while the thread runs as its caller: to set the mode of another's file. The bits that
+ * were added. */
+uint32_t cred_raise_owner(void);
+void cred_lower_owner(uint32_t raised);
 /* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_dac_override). */
 int cred_drop_dac_override(void);
 void cred_restore_dac_override(int dropped);

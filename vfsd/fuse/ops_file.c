@@ -103,27 +103,64 @@ int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, stru
 	return error;
 }
 
+/* An open that truncates is a modification. */
+static int open_truncating(struct core *core, const struct fuse_request *request, const struct fuse_open_in *in)
+{
+	uint64_t nodeid = request->header.nodeid;
+	int path_fd = inode_get(core, nodeid, NULL);
+	struct priv priv;
+	int fd;
+
+	if (path_fd < 0)
+		return path_fd;
+	fd = priv_begin(core, path_fd, truncation_kills(core, request, in->open_flags), request->header.uid,
+			request->header.gid, &priv);
+	if (fd == 0) {
+		fd = inode_open(core, nodeid, in->flags & ~(uint32_t)O_DIRECTORY);
+		priv_end(core, &priv);
+	}
+	inode_put(core, nodeid);
+	return fd;
+}
+
 int64_t op_open(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_open_in *in = (const void *)request->arg;
 	struct fuse_open_out *out = (void *)request->reply;
 	uint32_t flags = in->flags & ~(uint32_t)O_DIRECTORY;
-	int dropped = 0, fd, error;
+	int fd, error;
 
-	if ((in->open_flags & FUSE_OPEN_KILL_SUIDGID) && (flags & O_TRUNC))
-		dropped = cred_drop_fsetid();
-	fd = inode_open(core, request->header.nodeid, flags);
-	cred_restore_fsetid(dropped);
+	fd = flags & O_TRUNC ? open_truncating(core, request, in) : inode_open(core, request->header.nodeid, flags);
 	if (fd < 0)
 		return fd;
 	error = open_finish(core, request->header.nodeid, fd, flags, out);
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 
+/* Opens anew, as `request` asks for: one that truncates is a modification. */
+static int reopen_modifying(struct core *core, const struct fuse_request *request, int fd, uint32_t flags,
+			    uint32_t open_flags)
+{
+	struct priv priv;
+	int opened;
+
+	if (!(flags & O_TRUNC))
+		return reopen(core, fd, flags);
+	opened = priv_begin(core, fd, truncation_kills(core, request, open_flags), request->header.uid,
+			    request->header.gid, &priv);
+	if (opened < 0)
+		return opened;
+	opened = reopen(core, fd, flags);
+	priv_end(core, &priv);
+	return opened;
+}
+
 /* The file a CREATE found in its way. It is looked at before it is opened: rule 1. The guest, which did not know of it,
  * has checked access to the directory only: the host checks the file. */
-static int open_existing(struct core *core, int dir_fd, const char *name, uint32_t flags)
+static int open_existing(struct core *core, const struct fuse_request *request, int dir_fd, const char *name,
+			 uint32_t flags)
 {
+	const struct fuse_create_in *in = (const void *)request->arg;
 	int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	struct inode_key key;
 	struct statx stat;
@@ -140,19 +177,19 @@ static int open_existing(struct core *core, int dir_fd, const char *name, uint32
 		opened = check_file_system(core, fd, key.dev);
 	if (opened == 0) {
 		dropped = cred_drop_dac_override();
-		opened = reopen(core, fd, flags);
+		opened = reopen_modifying(core, request, fd, flags, in->open_flags);
 		cred_restore_dac_override(dropped);
 	}
 	close(fd);
 	return opened;
 }
 
-static int create_or_open(struct core *core, int dir_fd, const char *name, const struct fuse_create_in *in,
-			  bool replay)
+static int create_or_open(struct core *core, const struct fuse_request *request, int dir_fd, const char *name)
 {
+	const struct fuse_create_in *in = (const void *)request->arg;
 	uint32_t flags = host_flags(core, in->flags & ~(uint32_t)O_DIRECTORY);
 	/* A file the worker before us made for this very request is the one that was asked for. */
-	bool exclusive = (in->flags & O_EXCL) && !replay;
+	bool exclusive = (in->flags & O_EXCL) && !request->replay;
 	int fd, attempt;
 
 	/* Between the two opens the host may remove the name; not for ever. */
@@ -163,7 +200,7 @@ static int create_or_open(struct core *core, int dir_fd, const char *name, const
 			return fd;
 		if (errno != EEXIST || exclusive)
 			return -errno;
-		fd = open_existing(core, dir_fd, name, flags);
+		fd = open_existing(core, request, dir_fd, name, flags);
 		if (fd != -ENOENT)
 			return fd;
 	}
@@ -177,14 +214,11 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 	struct fuse_entry_out *entry = (void *)request->reply;
 	struct fuse_open_out *open = (void *)(entry + 1);
 	int dir_fd = inode_get(core, request->header.nodeid, NULL);
-	int dropped = 0, fd, error;
+	int fd, error;
 
 	if (dir_fd < 0)
 		return dir_fd;
-	if ((in->open_flags & FUSE_OPEN_KILL_SUIDGID) && (in->flags & O_TRUNC))
-		dropped = cred_drop_fsetid();
-	fd = create_or_open(core, dir_fd, name, in, request->replay);
-	cred_restore_fsetid(dropped);
+	fd = create_or_open(core, request, dir_fd, name);
 	inode_put(core, request->header.nodeid);
 	if (fd < 0)
 		return fd;
@@ -267,21 +301,24 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 	const struct virtq_chain *chain = request->chain;
 	uint64_t skip = sizeof(struct fuse_in_header) + sizeof(*in);
 	struct fuse_write_out *out = (void *)request->reply;
-	int dropped = 0, fd, flags;
+	struct priv priv;
 	int64_t result;
+	int fd, flags;
 
 	if (in->size > request->header.len - skip)
 		return -EINVAL;
 	fd = handle_get(core, in->fh);
 	if (fd < 0)
 		return fd;
-	if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
-		dropped = cred_drop_fsetid();
-	flags = stop_appending(fd, request->replay);
-	result = transfer(fd, true, chain->in, chain->in_count, skip, in->offset, in->size);
-	if (flags >= 0)
-		fcntl(fd, F_SETFL, flags);
-	cred_restore_fsetid(dropped);
+	result = priv_begin(core, fd, in->write_flags & FUSE_WRITE_KILL_SUIDGID ? PRIV_KILL : PRIV_KEEP,
+			    request->header.uid, request->header.gid, &priv);
+	if (result == 0) {
+		flags = stop_appending(fd, request->replay);
+		result = transfer(fd, true, chain->in, chain->in_count, skip, in->offset, in->size);
+		if (flags >= 0)
+			fcntl(fd, F_SETFL, flags);
+		priv_end(core, &priv);
+	}
 	handle_put(core, in->fh);
 	if (result < 0)
 		return result;

@@ -15,6 +15,8 @@ NSEC = 1_000_000_000
 SIZE_MAX = (1 << 63) - 1
 #: FUSE_INVALID_UIDGID (Linux 6.12, <linux/fuse.h>).
 NOBODY = 0xFFFFFFFF
+#: What a SETATTR sets, the ctime apart.
+CHANGES = lib.FATTR_SIZE | lib.FATTR_UID | lib.FATTR_GID | lib.FATTR_MODE | lib.FATTR_ATIME | lib.FATTR_MTIME
 
 
 @op("SETATTR", "fuse_setattr_in")
@@ -23,11 +25,11 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
     with core.inode(request.nodeid) as fd:
         # A new size or owner strips suid and sgid, and a new size sets mtime: each comes before what it would undo.
         if valid & lib.FATTR_SIZE:
-            _resize(core, arg, fd)
+            _resize(core, request, arg, fd)
         if valid & (lib.FATTR_UID | lib.FATTR_GID):
             uid = core.id_to_set(lib.CORE_UID, arg.uid) if valid & lib.FATTR_UID else UNCHANGED
             gid = core.id_to_set(lib.CORE_GID, arg.gid) if valid & lib.FATTR_GID else UNCHANGED
-            os.chown(str(fd), uid, gid)
+            _chown(core, request, fd, uid, gid)
         if valid & lib.FATTR_MODE:
             if S_ISLNK(os.fstat(fd).st_mode):
                 raise OSError(errno.EOPNOTSUPP, "a symlink has no mode of its own")
@@ -36,23 +38,30 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
             atime = _time(valid, lib.FATTR_ATIME, lib.FATTR_ATIME_NOW, arg.atime, arg.atimensec)
             mtime = _time(valid, lib.FATTR_MTIME, lib.FATTR_MTIME_NOW, arg.mtime, arg.mtimensec)
             check(lib.sys_utimens(fd, *atime, *mtime))
+        if not valid & CHANGES and request.uid in (0, core.id_to_guest(lib.CORE_UID, os.fstat(fd).st_uid)):
+            # chown(-1, -1), whose set-id bits the guest leaves to us. Not everybody's: what a kernel would refuse
+            # (fs/attr.c, setattr_prepare) the guest lets through (fs/fuse/dir.c, fuse_setattr). Somebody else's may
+            # also be the first half of a modification (fs/inode.c, file_remove_privs), whose second half suffices.
+            _chown(core, request, fd, UNCHANGED, UNCHANGED)
         # FATTR_CTIME comes with the write-back cache only. The host's ctime is the host's.
     return core.attr(request.nodeid, arg.fh if valid & lib.FATTR_FH else NO_HANDLE)
 
 
-def _resize(core: Core, arg: Any, fd: int) -> None:
+def _chown(core: Core, request: Request, fd: int, uid: int, gid: int) -> None:
+    with core.modifying(fd, lib.PRIV_KILL_OWNER, request.uid, request.gid):
+        os.chown(str(fd), uid, gid)
+
+
+def _resize(core: Core, request: Request, arg: Any, fd: int) -> None:
     if arg.size > SIZE_MAX:
         raise OSError(errno.EFBIG, "size beyond loff_t")
-    dropped = lib.cred_drop_fsetid() if arg.valid & lib.FATTR_KILL_SUIDGID else 0
-    try:
+    kill = lib.PRIV_KILL if arg.valid & lib.FATTR_KILL_SUIDGID else lib.PRIV_KEEP
+    with core.modifying(fd, kill, request.uid, request.gid):
         if arg.valid & lib.FATTR_FH:
             with core.handle(arg.fh) as handle:
                 os.ftruncate(handle, arg.size)
         else:
             os.truncate(str(fd), arg.size)
-    finally:
-        if arg.valid & lib.FATTR_KILL_SUIDGID:
-            lib.cred_restore_fsetid(dropped)
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nsec: int) -> tuple[int, int]:

@@ -1,13 +1,10 @@
 """FSYNC, FSYNCDIR, FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64: what is done with open files besides I/O.
 
-FALLOCATE and COPY_FILE_RANGE change data, so suid and sgid have to go; the guest tells nothing about its caller's
-CAP_FSETID here, so they always go.
+FALLOCATE and COPY_FILE_RANGE change data, so suid and sgid have to go; see `_kills` for whose.
 """
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vfsd._fuse import ffi, lib
@@ -18,6 +15,8 @@ OFFSET_MAX = (1 << 63) - 1
 #: KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE of <linux/falloc.h>: what a guest's kernel passes on (fuse_file_fallocate in
 #: fs/fuse/file.c). All may be done twice; COLLAPSE_RANGE and INSERT_RANGE would shift a file twice when replayed.
 FALLOCATE_MODES = 0x1 | 0x2 | 0x10
+#: The FUSE minor from which on a guest tells beforehand whether set-id bits have to go.
+MINOR_TELLS = 38
 #: A copy may be shorter than asked for. This much at once, 1 GiB: a reply that fits 32 bits, page-aligned.
 COPY_MAX = 1 << 30
 
@@ -39,7 +38,7 @@ op("FSYNCDIR", "fuse_fsync_in", blocking=True)(fsync)
 def fallocate(core: Core, request: Request, arg: Any) -> bytes:
     if arg.mode & ~FALLOCATE_MODES:
         raise OSError(errno.EOPNOTSUPP, "unknown fallocate mode")
-    with core.handle(arg.fh) as fd, without_fsetid():
+    with core.handle(arg.fh) as fd, core.modifying(fd, _kills(core, request), request.uid, request.gid):
         check(lib.sys_fallocate(fd, arg.mode, arg.offset, arg.length))
     return b""
 
@@ -56,19 +55,23 @@ def lseek(core: Core, request: Request, arg: Any) -> bytes:
 
 @op("COPY_FILE_RANGE", "fuse_copy_file_range_in", blocking=True)
 def copy_file_range(core: Core, request: Request, arg: Any) -> bytes:
-    return packed(ffi.new("struct fuse_write_out *", {"size": _copy(core, arg)}))
+    return packed(ffi.new("struct fuse_write_out *", {"size": _copy(core, request, arg)}))
 
 
 @op("COPY_FILE_RANGE_64", "fuse_copy_file_range_in", blocking=True)
 def copy_file_range_64(core: Core, request: Request, arg: Any) -> bytes:
-    return packed(ffi.new("struct wire_copy_file_range_out *", {"bytes_copied": _copy(core, arg)}))
+    return packed(ffi.new("struct wire_copy_file_range_out *", {"bytes_copied": _copy(core, request, arg)}))
 
 
-def _copy(core: Core, arg: Any) -> int:
+def _copy(core: Core, request: Request, arg: Any) -> int:
     if arg.flags:
         raise OSError(errno.EINVAL, "unknown copy flags")
     source, target = _offset(arg.off_in), _offset(arg.off_out)
-    with core.handle(arg.fh_in) as fd_in, core.handle(arg.fh_out) as fd_out, without_fsetid():
+    with (
+        core.handle(arg.fh_in) as fd_in,
+        core.handle(arg.fh_out) as fd_out,
+        core.modifying(fd_out, _kills(core, request), request.uid, request.gid),
+    ):
         return os.copy_file_range(fd_in, fd_out, min(arg.len, COPY_MAX), source, target)
 
 
@@ -78,11 +81,11 @@ def _offset(value: int) -> int:
     return value
 
 
-@contextmanager
-def without_fsetid() -> Iterator[None]:
-    """The thread has no CAP_FSETID for a while: the host strips suid and sgid of what it modifies."""
-    dropped = lib.cred_drop_fsetid()
-    try:
-        yield
-    finally:
-        lib.cred_restore_fsetid(dropped)
+def _kills(core: Core, request: Request) -> int:
+    """PRIV_* of an op that carries no flag about its caller's CAP_FSETID: the bits go.
+
+    Except for root, from the first kernels on that surely send an empty SETATTR beforehand where root lacks it
+    (Linux 6.1, which is FUSE 7.38; fs/fuse/file.c, fuse_file_fallocate: file_modified).
+    """
+    told = core.session.flags & lib.FUSE_HANDLE_KILLPRIV_V2 and core.session.minor >= MINOR_TELLS
+    return lib.PRIV_KEEP if told and request.uid == 0 else lib.PRIV_KILL  # type: ignore[no-any-return]

@@ -19,7 +19,6 @@ MINOR_MAX = 45
 #: Agreed to whenever the guest offers it.
 ALWAYS = (
     lib.FUSE_ASYNC_READ
-    | lib.FUSE_ATOMIC_O_TRUNC
     | lib.FUSE_BIG_WRITES
     | lib.FUSE_AUTO_INVAL_DATA
     | lib.FUSE_ASYNC_DIO
@@ -54,6 +53,8 @@ def wanted(settings: Settings) -> int:
         flags |= lib.FUSE_CACHE_SYMLINKS
     if settings.writeback:
         flags |= lib.FUSE_WRITEBACK_CACHE
+    if settings.killpriv:
+        flags |= lib.FUSE_HANDLE_KILLPRIV_V2
     if settings.announce_submounts:
         flags |= lib.FUSE_SUBMOUNTS
     if settings.allow_mmap:
@@ -75,6 +76,11 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
     if offered & lib.FUSE_INIT_EXT:
         offered |= asked.flags2 << 32
     agreed = offered & wanted(core.settings)
+    # Only under the agreement does an OPEN tell whether its truncation takes set-id bits away. Without it the guest
+    # truncates by SETATTR and takes them away itself. FUSE_HANDLE_KILLPRIV, which 5.4 to 5.10 offer alone, is no help:
+    # it says of no request whether its caller has CAP_FSETID.
+    if agreed & lib.FUSE_HANDLE_KILLPRIV_V2:
+        agreed |= offered & lib.FUSE_ATOMIC_O_TRUNC
     pages = max(core.settings.queue_size - RING_OVERHEAD, 1)
     if not agreed & lib.FUSE_MAX_PAGES:
         pages = min(pages, PAGES_DEFAULT)

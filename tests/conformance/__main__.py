@@ -6,14 +6,16 @@ import sys
 import tempfile
 
 from tests.conformance import CASES, run
-from tests.conformance.syscalls import Syscalls
+from tests.conformance.syscalls import Syscalls, has_flags
 
 
-def place(without: str) -> frozenset[str]:
+def place(root: str, without: str) -> frozenset[str]:
     """What this place has of a case's needs."""
     has = {"xattr", "kernel"}
     if os.geteuid() == 0:
         has.add("root")
+    if has_flags(root):
+        has.add("flags")
     # Linux 6.2 taught FUSE about O_TMPFILE.
     if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 2):
         has.add("tmpfile")
@@ -25,7 +27,7 @@ def main() -> int:
     parser.add_argument("root", help="directory to work in; a directory is made below it and left there")
     parser.add_argument("--without", default="", help="what this place lacks (root,xattr,tmpfile)")
     options = parser.parse_args()
-    has = place(options.without)
+    has = place(options.root, options.without)
     os.umask(0)
     executor = Syscalls(tempfile.mkdtemp(prefix="conformance-", dir=options.root), "root" in has)
     os.chmod(executor.root, 0o755)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from errno import EACCES, EISDIR
 from typing import Any, NamedTuple
 
-from tests.conformance.syscalls import TYPES
+from tests.conformance.syscalls import DIRENT_TYPES, FLAGS_SET, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, TYPES, Syscalls
 from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import lib
 
@@ -212,6 +212,28 @@ class FuseExecutor:
         with self._node(path) as nodeid:
             self.client.removexattr(nodeid, name.encode())
 
+    def list_types(self, path: str) -> dict[str, str]:
+        with self._node(path) as nodeid:
+            plain = {entry.name: entry.type for entry in self.client.list(nodeid)}
+            plus = self.client.list(nodeid, plus=True)
+            for entry in plus:
+                if entry.entry.nodeid:
+                    self.client.forget(entry.entry.nodeid)
+            assert plain == {entry.name: entry.type for entry in plus}
+            return {os.fsdecode(n): DIRENT_TYPES[kind] for n, kind in plain.items() if n not in (b".", b"..")}
+
+    def inode_flags(self, path: str, flags: int) -> int:
+        self.open(path, os.O_RDONLY, into="")
+        nodeid, fh, _ = self.open_files[""]
+
+        def get() -> int:
+            return int.from_bytes(self.client.ioctl(nodeid, fh, FS_IOC_GETFLAGS, room=4), "little")
+
+        self.client.ioctl(nodeid, fh, FS_IOC_SETFLAGS, (get() & ~FLAGS_SET | flags).to_bytes(4, "little"))
+        after = get() & FLAGS_SET
+        self.close("")
+        return after
+
     def statfs(self, path: str) -> dict[str, int]:
         with self._node(path) as nodeid:
             fs = self.client.statfs(nodeid).st
@@ -300,6 +322,11 @@ class FuseExecutor:
         copied: int = self.client.copy_file_range(*arguments)
         assert self.client.copy_file_range(*arguments, long=True) == copied
         return copied
+
+    # Made of the others.
+    copied = Syscalls.copied
+    zero_range = Syscalls.zero_range
+    rewind = Syscalls.rewind
 
     def seekdir(self, file: str) -> bool:
         first = self._entries(file, 0)

@@ -1,6 +1,8 @@
 """The steps of the conformance list as system calls."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import stat
@@ -17,11 +19,29 @@ TYPES = {
     stat.S_IFCHR: "char",
     stat.S_IFBLK: "block",
 }
+#: DT_* of <dirent.h>.
+DIRENT_TYPES = {kind >> 12: name for kind, name in TYPES.items()}
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW = -100, 0x100, 0x400
 STATX_BASIC, STATX_BTIME = 0x7FF, 0x800
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+#: What inode flags a case sets; the file system has some of its own.
+FLAGS_SET = 0x70
+ZERO_RANGE = 0x10
 GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61}
 NSEC = 1_000_000_000
+
+
+def has_flags(directory: str) -> bool:
+    """Whether its file system knows inode flags."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4))
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 class Syscalls:
@@ -140,6 +160,27 @@ class Syscalls:
         names = ("blocks", "bfree", "bavail", "files", "ffree", "bsize", "frsize")
         return {name: getattr(fs, f"f_{name}") for name in names} | {"namelen": fs.f_namemax}
 
+    def list_types(self, path: str) -> dict[str, str]:
+        """Types as the listing tells them, not stat."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found = {os.fsdecode(name): DIRENT_TYPES[kind] for _, kind, name in self._dirents(fd, 0)}
+            assert found.pop(".") == found.pop("..") == "dir"
+            return found
+        finally:
+            os.close(fd)
+
+    def inode_flags(self, path: str, flags: int) -> int:
+        """Sets those of FLAGS_SET; returns them as they are then."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            (before,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", before & ~FLAGS_SET | flags))
+            (after,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+        finally:
+            os.close(fd)
+        return int(after & FLAGS_SET)
+
     # Open files, by the name a step gave them
 
     def open(self, path: str, flags: int, mode: int = 0, into: str = "") -> None:
@@ -185,6 +226,25 @@ class Syscalls:
     def copy_file_range(self, source: str, target: str, size: int, source_at: int, target_at: int) -> int:
         return os.copy_file_range(self.open_files[source], self.open_files[target], size, source_at, target_at)
 
+    def copied(self, source: str, target: str, size: int) -> int:
+        """copy_file_range(2) until all is copied, as cp does."""
+        done = 0
+        while some := self.copy_file_range(source, target, size - done, done, done):
+            done += some
+        return done
+
+    def zero_range(self, file: str, offset: int, size: int) -> None:
+        try:
+            self.fallocate(file, ZERO_RANGE, offset, size)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self.pwrite(file, bytes(size), offset)
+
+    def rewind(self, file: str) -> set[str]:
+        """The names of an open directory, from its start on."""
+        return {os.fsdecode(name) for _, name in self._entries(file, 0)} - {".", ".."}
+
     def seekdir(self, file: str) -> bool:
         """Whether reading on from the position of a middle entry gives what came after it the first time."""
         first = self._entries(file, 0)
@@ -193,15 +253,18 @@ class Syscalls:
 
     def _entries(self, file: str, position: int) -> list[tuple[int, bytes]]:
         """(position behind it, name) of each entry of a directory from a position on."""
-        fd = self.open_files[file]
+        return [(behind, name) for behind, _, name in self._dirents(self.open_files[file], position)]
+
+    def _dirents(self, fd: int, position: int) -> list[tuple[int, int, bytes]]:
+        """(position behind it, type, name) of each entry."""
         os.lseek(fd, position, os.SEEK_SET)
         buffer = ctypes.create_string_buffer(4096)
-        entries: list[tuple[int, bytes]] = []
+        entries: list[tuple[int, int, bytes]] = []
         while size := self._libc("syscall", GETDENTS64[platform.machine()], fd, buffer, len(buffer)):
             offset = 0
             while offset < size:
-                _, behind, length, _ = struct.unpack_from("=QqHB", buffer, offset)
-                entries.append((behind, buffer.raw[offset + 19 : offset + length].split(b"\0")[0]))
+                _, behind, length, kind = struct.unpack_from("=QqHB", buffer, offset)
+                entries.append((behind, kind, buffer.raw[offset + 19 : offset + length].split(b"\0")[0]))
                 offset += length
         return entries
 

@@ -1,6 +1,7 @@
 """The list at level 2: over a ring, against a daemon in its sandbox."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,16 @@ import pytest
 
 from tests.conformance import CASES, Case, run
 from tests.conformance.fuse import FuseExecutor
+from tests.conformance.syscalls import has_flags
 from tests.daemon.daemon import Daemon, guest, open_files, until
 from tests.fuseclient import FuseClient
 
 ALL_FLAGS = (1 << 64) - 1
-HAS = frozenset({"xattr", "tmpfile", "fuse"} | ({"root"} if os.geteuid() == 0 else set()))
+HAS = frozenset(
+    {"xattr", "tmpfile", "fuse"}
+    | ({"flags"} if has_flags(tempfile.gettempdir()) else set())
+    | ({"root"} if os.geteuid() == 0 else set())
+)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ class FsDevice:
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("the configuration space of a file-system device is read-only")
 
-    def quiesce(self) -> None:
+    def quiesce(self, stops: bool = False) -> None:
         self._park()
 
     def reset(self) -> None:

@@ -87,6 +87,7 @@ static void resume(struct virtq *queue)
 {
 	struct virtq_state *state = queue->config.state;
 
+	state->suspended = 0;
 	queue->used_idx = read_once(&queue->used->idx);
 	queue->last_avail = queue->used_idx;
 	if (!state->started) {
@@ -377,4 +378,10 @@ void virtq_park(struct virtq *queue)
 	queue->config.state->last_avail_idx = queue->last_avail;
 	/* The index first, then the word that says it holds. */
 	store_release(&queue->config.state->started, 0);
+}
+
+void virtq_suspend(struct virtq *queue)
+{
+	queue->config.state->last_avail_idx = queue->last_avail;
+	store_release(&queue->config.state->suspended, 1);
 }

@@ -47,7 +47,7 @@ struct virtq_state {
 	uint16_t last_avail_idx; /* valid while `started` is 0, that is before the first and after a clean stop */
 	uint16_t reserved;
 	uint32_t broken;         /* 0, or the errno that broke the ring */
-	uint32_t reserved2;
+	uint32_t suspended;      /* `started` is 1, and the worker left what is in flight on purpose: last_avail_idx holds */
 	uint64_t kicks;          /* counters, never reset by a worker */
 	uint64_t popped;
 	uint64_t completed;
@@ -109,5 +109,7 @@ uint32_t virtq_pending(struct virtq *queue);
 
 /* After a drain: records last_avail_idx in `state` and clears `started`, so that the front-end can be told. */
 void virtq_park(struct virtq *queue);
+/* The same while chains are pending that are left in flight, for virtq_new to find: `started` stays. */
+void virtq_suspend(struct virtq *queue);
 
 #endif

@@ -53,6 +53,11 @@ class Vring:
     def runnable(self, features: int) -> bool:
         return self.ring_state(features) is RingState.ENABLED and not self.state.broken
 
+    def in_flight(self, stops: bool) -> bool:
+        """While no worker runs: whether one has to take the ring over and serve what another left. What was left on
+        purpose matters only when the ring stops."""
+        return bool(self.state.started and (stops or not self.state.suspended))
+
     def descriptors(self) -> set[int]:
         return {self.kick, self.call, self.err} - {-1}
 
@@ -69,7 +74,7 @@ class Vring:
         self._require_stopped("SET_VRING_BASE")
         if base > 0xFFFF:
             raise RemoteProtocolError(f"SET_VRING_BASE of ring {self.index}: {base} is no index of a split ring")
-        self.state.started = 0
+        self.state.started = self.state.suspended = 0
         self.state.last_avail_idx = base
 
     def set_addr(self, addr: VringAddr) -> None:
@@ -92,7 +97,7 @@ class Vring:
         self._close("kick")
         self.kick = kick
         if not self.started:
-            self.state.broken = 0
+            self.state.broken = self.state.suspended = 0
             self.state.started = int(recovers)
         self.started = True
 
@@ -100,7 +105,7 @@ class Vring:
         """GET_VRING_BASE: returns the available index to go on with. Call and err stay: QEMU sends err only once."""
         self._close("kick")
         self.started = False
-        self.state.started = 0
+        self.state.started = self.state.suspended = 0
         self.state.broken = 0
         return int(self.state.last_avail_idx)
 

@@ -281,3 +281,32 @@ def test_arena_records_are_what_the_specification_says() -> None:
     assert ffi.sizeof("struct virtq_inflight_desc") == 16
     assert ffi.offsetof("struct virtq_inflight", "desc") == 16
     assert ffi.offsetof("struct virtq_inflight", "used_idx") == 14
+
+
+@pytest.mark.parametrize("index", [0, MAX])
+def test_what_is_left_on_purpose_is_served_again(ring: Make, index: int) -> None:
+    """One chain stays in flight while others around it are served; a next worker takes it first, and once."""
+    r = ring(index=index)
+    seen: list[tuple[bytes, int]] = []
+
+    def serve(chain: Chain) -> bytes | None:
+        seen.append((chain.input, chain.replay))
+        return DEFERRED if chain.input == b"waits" else b"done"
+
+    for round in range(3):
+        r.start(serve)
+        if round == 0:
+            waits = r.driver.add([b"waits"], [8])
+        for _ in range(10):
+            assert r.driver.request([b"other"], [8]) == b"done"
+        assert set(r.stop()) == {0} and lib.virtq_pending(r.queue) == 1
+        lib.virtq_suspend(r.queue)
+        assert (r.state.started, r.state.suspended) == (1, 1)
+        assert r.state.last_avail_idx == r.driver.index
+        r.drop()
+    assert [call for call in seen if call[0] == b"waits"] == [(b"waits", 0), (b"waits", 1), (b"waits", 1)]
+    assert r.open() == 0 and r.state.suspended == 0
+    r.start()
+    assert r.driver.wait(waits).data == b"waits"
+    r.park()
+    assert (r.state.started, r.marks()) == (0, [])

@@ -85,6 +85,17 @@ def test_a_recovering_ring(vring: Vring) -> None:
     assert vring.state.started == 0
 
 
+def test_what_is_left_in_flight(vring: Vring) -> None:
+    vring.start(-1, False)
+    assert not vring.in_flight(False) and not vring.in_flight(True)
+    vring.state.started = 1  # as a worker does
+    assert vring.in_flight(False) and vring.in_flight(True), "it died"
+    vring.state.suspended = 1
+    assert not vring.in_flight(False) and vring.in_flight(True)
+    vring.state.last_avail_idx = 7
+    assert vring.stop() == 7 and not vring.in_flight(True) and not vring.state.suspended
+
+
 def test_descriptors(vring: Vring) -> None:
     kick, call, err, other = fds = open_fds(4)
     vring.start(kick, False)

@@ -12,8 +12,9 @@ import itertools
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from tests.fusestructs import Dirent, dirents, pack, unpack
 from vfsd._fuse import ffi, lib
 
 ROOT: int = lib.FUSE_ROOT_ID
@@ -32,46 +33,9 @@ SETATTR_BITS = {
 }  # fmt: skip
 
 
-class Dirent(NamedTuple):
-    """One struct fuse_dirent."""
-
-    ino: int
-    #: Where to read on after this entry.
-    off: int
-    #: DT_*
-    type: int
-    name: bytes
-    #: READDIRPLUS only: struct fuse_entry_out, whose nodeid may be 0.
-    entry: Any = None
-
-
-def pack(ctype: str, **fields: Any) -> bytes:
-    """A struct as bytes, other fields 0."""
-    return bytes(ffi.buffer(ffi.new(f"struct {ctype} *", fields)))
-
-
-def unpack(ctype: str, data: bytes) -> Any:
-    """The struct at the start of `data`."""
-    out = ffi.new(f"struct {ctype} *")
-    assert len(data) >= ffi.sizeof(out[0]), f"reply too short for struct {ctype}: {len(data)} bytes"
-    ffi.memmove(out, data, ffi.sizeof(out[0]))
-    return out
-
-
-def dirents(data: bytes, plus: bool = False) -> list[Dirent]:
-    """The entries of a READDIR or READDIRPLUS reply."""
-    found, at = [], 0
-    head: int = ffi.sizeof("struct fuse_entry_out") if plus else 0
-    name_at: int = head + ffi.offsetof("struct fuse_dirent", "name")
-    while at < len(data):
-        entry = unpack("fuse_entry_out", data[at:]) if plus else None
-        ino, off, length, kind = struct.unpack_from("=QQII", data, at + head)
-        end = at + name_at + length
-        assert end <= len(data), "a name beyond the end of the reply"
-        found.append(Dirent(ino, off, kind, data[at + name_at : end], entry))
-        at = at + (name_at + length + 7) // 8 * 8
-    assert at == len(data), "a record that is not padded to 8 bytes"
-    return found
+def _lock(fh: int, owner: int, kind: int, start: int, end: int, flags: int = 0, pid: int = 1) -> bytes:
+    lock = {"start": start, "end": end, "type": kind, "pid": pid}
+    return pack("fuse_lk_in", fh=fh, owner=owner, lk=lock, lk_flags=flags)
 
 
 class FuseClient:
@@ -290,11 +254,13 @@ class FuseClient:
         reply = self.call(lib.FUSE_WRITE, nodeid, body, data, room=8, expect=expect)
         return None if reply is None else unpack("fuse_write_out", reply).size
 
-    def flush(self, nodeid: int, fh: int, expect: int = 0) -> Any:
-        return self.call(lib.FUSE_FLUSH, nodeid, pack("fuse_flush_in", fh=fh), room=0, expect=expect)
+    def flush(self, nodeid: int, fh: int, owner: int = 0, expect: int = 0) -> Any:
+        body = pack("fuse_flush_in", fh=fh, lock_owner=owner)
+        return self.call(lib.FUSE_FLUSH, nodeid, body, room=0, expect=expect)
 
-    def release(self, nodeid: int, fh: int, flags: int = 0, expect: int = 0) -> Any:
-        return self.call(lib.FUSE_RELEASE, nodeid, pack("fuse_release_in", fh=fh, flags=flags), room=0, expect=expect)
+    def release(self, nodeid: int, fh: int, flags: int = 0, release_flags: int = 0, expect: int = 0) -> Any:
+        body = pack("fuse_release_in", fh=fh, flags=flags, release_flags=release_flags)
+        return self.call(lib.FUSE_RELEASE, nodeid, body, room=0, expect=expect)
 
     def fsync(self, nodeid: int, fh: int, datasync: bool = False, expect: int = 0) -> Any:
         body = pack("fuse_fsync_in", fh=fh, fsync_flags=datasync)
@@ -330,6 +296,23 @@ class FuseClient:
         body = pack("fuse_ioctl_in", fh=fh, flags=flags, cmd=command, in_size=len(given), out_size=room)
         reply = self.call(lib.FUSE_IOCTL, nodeid, body, given, room=16 + room, expect=expect)
         return None if reply is None else reply[16:]
+
+    # Locks: `kind` is F_RDLCK, F_WRLCK or F_UNLCK; `end` is the last byte.
+
+    def getlk(
+        self, nodeid: int, fh: int, owner: int, kind: int, start: int = 0, end: int = lib.LOCK_END, expect: int = 0
+    ) -> Any:
+        """struct fuse_file_lock."""
+        reply = self.call(lib.FUSE_GETLK, nodeid, _lock(fh, owner, kind, start, end), room=24, expect=expect)
+        return self._struct("fuse_file_lock", reply)
+
+    def setlk(
+        self, nodeid: int, fh: int, owner: int, kind: int, start: int = 0, end: int = lib.LOCK_END,
+        wait: bool = False, flock: bool = False, pid: int = 1, expect: int = 0,
+    ) -> Any:  # fmt: skip
+        opcode = lib.FUSE_SETLKW if wait else lib.FUSE_SETLK
+        body = _lock(fh, owner, kind, start, end, lib.FUSE_LK_FLOCK if flock else 0, pid)
+        return self.call(opcode, nodeid, body, room=0, expect=expect)
 
     # Directories.
 

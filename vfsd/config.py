@@ -55,6 +55,9 @@ class Config(NamedTuple):
     xattrmap: XattrMap | None = None
     #: Take set-id bits and capabilities away here, where the guest can leave that to us (FUSE_HANDLE_KILLPRIV_V2).
     killpriv: bool = True
+    #: Locks reach the host; else they are the guest's own.
+    posix_lock: bool = True
+    flock: bool = True
     announce_submounts: bool = True
     preserve_noatime: bool = False
     readonly: bool = False

@@ -66,9 +66,12 @@ class Settings(NamedTuple):
     readdirplus: str = "auto"
     writeback: bool = False
     allow_mmap: bool = True
+    #: Locks reach the host, so that other guests and its processes see them: fcntl(2) and flock(2).
+    posix_lock: bool = True
+    flock: bool = True
     #: Descriptors of the largest ring: bounds the pages of one request.
     queue_size: int = 1024
-    #: How many inodes and handles the guest may hold together, 0: as many as there is room for.
+    #: How many inodes, handles and lock owners the guest may hold together, 0: as many as there is room for.
     descriptors: int = 0
     #: How ids differ between guest and host; None: they don't.
     ids: Ids | None = None
@@ -91,6 +94,8 @@ class Settings(NamedTuple):
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
+            posix_lock=config.posix_lock,
+            flock=config.flock,
             queue_size=queue_size,
             ids=tables(config.translate_uid, config.translate_gid, config.owner, Owner(os.geteuid(), os.getegid())),
         )
@@ -170,8 +175,10 @@ def _inode_get(core: Any, nodeid: int) -> int:
     return lib.inode_get(core, nodeid, ffi.NULL)  # type: ignore[no-any-return]
 
 
-def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area) -> Any:
-    """A struct core_config. It points into the three arenas, which must outlive it."""
+def core_config(
+    settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area, locks: Area
+) -> Any:
+    """A struct core_config. It points into the arenas, which must outlive it."""
     ids = core_ids(settings.ids) if settings.ids else ffi.NULL
     config = ffi.new(
         "struct core_config *",
@@ -190,8 +197,10 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, session: Area, i
             "session": session.pointer(ffi, "struct core_session *"),
             "inodes": inodes.pointer(ffi, "char *"),
             "handles": handles.pointer(ffi, "char *"),
+            "locks": locks.pointer(ffi, "char *"),
             "inodes_size": inodes.size,
             "handles_size": handles.size,
+            "locks_size": locks.size,
             "descriptors_max": settings.descriptors,
             "ids": ids,
             "capability": settings.capability,
@@ -235,11 +244,11 @@ class Core:
     """
 
     def __init__(
-        self, settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area
+        self, settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area, locks: Area
     ) -> None:
         self.settings = settings
-        self._areas = (session, inodes, handles)
-        self._config = core_config(settings, root_fd, proc_fd, session, inodes, handles)
+        self._areas = (session, inodes, handles, locks)
+        self._config = core_config(settings, root_fd, proc_fd, *self._areas)
         error = ffi.new("int *")
         #: The struct core, as virtq_run and fuse_serve take it.
         self.pointer = lib.core_new(self._config, error)
@@ -254,7 +263,7 @@ class Core:
         self.pointer = ffi.NULL
 
     def reset(self) -> None:
-        """Forgets the mount: every handle, every inode but the root."""
+        """Forgets the mount: every lock, every handle, every inode but the root."""
         self.session.mounted = 0
         lib.core_reset(self.pointer)
 
@@ -326,3 +335,8 @@ class Core:
     def handles(self) -> int:
         """Open handles."""
         return lib.core_handle_count(self.pointer)  # type: ignore[no-any-return]
+
+    @property
+    def locks(self) -> int:
+        """Owners of POSIX locks on an inode; some of them may have none left."""
+        return lib.core_lock_count(self.pointer)  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ CONFIG_SPACE = Struct("<36sI")
 #: Bytes of address space; a page costs memory once it is written. 64 bytes an inode, 32 a handle (vfsd/fuse).
 INODES_SIZE = 1 << 30
 HANDLES_SIZE = 1 << 26
+LOCKS_SIZE = 1 << 26
 
 FEATURES = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.PROTOCOL_FEATURES | Feature.LOG_ALL
 PROTOCOL_FEATURES = (
@@ -40,7 +41,7 @@ PROTOCOL_FEATURES = (
 class FsDevice:
     """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does."""
 
-    def __init__(self, config: Config, share: Share, park: Callable[[], None]) -> None:
+    def __init__(self, config: Config, share: Share, park: Callable[[bool], None]) -> None:
         self.features: int = FEATURES
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
         self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
@@ -48,6 +49,7 @@ class FsDevice:
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
         self.handles = Arena("vfsd-handles", HANDLES_SIZE)
+        self.locks = Arena("vfsd-locks", LOCKS_SIZE)
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
         self.left_strays = False
         self._config, self._share, self._park = config, share, park
@@ -57,8 +59,13 @@ class FsDevice:
         share = self._share
         return Settings.of(self._config, share.privileged, queue_size, share.facts)._replace(descriptors=room)
 
+    @property
+    def arenas(self) -> tuple[Arena, Arena, Arena, Arena]:
+        """In the order in which a core takes them."""
+        return self.session, self.inodes, self.handles, self.locks
+
     def descriptors(self) -> set[int]:
-        """Those of the guest's inodes and handles. Asked while no worker runs."""
+        """Those of the guest's inodes, handles and locks. Asked while no worker runs."""
         return descriptors(self._core_config())
 
     def read_config(self, offset: int, size: int) -> bytes:
@@ -71,13 +78,13 @@ class FsDevice:
         raise Refused("the configuration space of a file-system device is read-only")
 
     def quiesce(self, stops: bool = False) -> None:
-        self._park()
+        self._park(stops)
 
     def reset(self) -> None:
-        for arena in (self.session, self.inodes, self.handles):
+        for arena in self.arenas:
             arena.clear()
         self.left_strays = True
 
     def _core_config(self) -> Any:
         share = self._share
-        return core_config(self.settings(1, 0), share.root_fd, share.proc_fd, self.session, self.inodes, self.handles)
+        return core_config(self.settings(1, 0), share.root_fd, share.proc_fd, *self.arenas)

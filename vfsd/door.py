@@ -2,17 +2,18 @@
 
 Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged once per op, and EIO for the guest.
 Rule 2. An op sees bytes that were copied once and returns bytes; guest memory is never in sight.
-Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on.
+Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on. What
+        may have to wait for another request `waits`: EAGAIN is its "not yet", and it is parked.
 """
 
 import errno
 import logging
 import threading
 import tokenize  # noqa: F401  (what a traceback needs is imported now: in the sandbox there is nothing to import from)
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core
@@ -34,6 +35,11 @@ class Request(NamedTuple):
     room: int
 
 
+#: Called with (Core, Request), the arguments, and (Request, arguments) of all that is parked: whether to wait would be
+#: for ever. It is answered EDEADLK then.
+Deadlock = Callable[[Core, Request, Any, Sequence[tuple[Request, Any]]], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One row of OPS."""
@@ -50,6 +56,8 @@ class Op:
     #: Pass the bytes after the struct instead of names.
     tail: bool
     blocking: bool
+    #: EAGAIN is no answer: the request is parked, unless this says not to.
+    waits: Deadlock | None
 
     def unpack(self, body: bytes) -> list[Any]:
         """The arguments as the function takes them. EINVAL for a body too short, or a string without its end."""
@@ -93,7 +101,12 @@ _failed: set[str] = set()
 
 
 def op(
-    name: str, argument: str | None = None, names: int = 0, tail: bool = False, blocking: bool = False
+    name: str,
+    argument: str | None = None,
+    names: int = 0,
+    tail: bool = False,
+    blocking: bool = False,
+    waits: Deadlock | None = None,
 ) -> Callable[[Callable[..., bytes]], Callable[..., bytes]]:
     """Registers the function that serves FUSE_<name>. `argument` is a struct's name; see `Op`."""
 
@@ -101,7 +114,7 @@ def op(
         opcode = getattr(lib, f"OP_{name}", None) or getattr(lib, f"FUSE_{name}")
         kind = ffi.typeof(f"struct {argument} *") if argument else None
         size = ffi.sizeof(kind.item) if kind else 0
-        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking)
+        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking, waits)
         return function
 
     return register
@@ -134,20 +147,27 @@ class Pool:
                 log.exception("a deferred request was not finished")
 
 
+class Parking(Protocol):
+    """vfsd.parking.Parking."""
+
+    def park(self, chain: Any, op: Op, request: Request, body: bytes) -> tuple[int, bytes]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """Where the requests of one core enter."""
 
     core: Core
     pool: Pool | None
+    parking: Parking | None
 
 
 _doors: dict[Any, Door] = {}
 
 
-def open_door(core: Core, pool: Pool | None = None) -> None:
-    """Lets requests of `core` in. Without a pool blocking ops run on the ring's thread."""
-    _doors[core.pointer] = Door(core, pool)
+def open_door(core: Core, pool: Pool | None = None, parking: Parking | None = None) -> None:
+    """Lets requests of `core` in. Without a pool blocking ops run on the ring's thread; without parking none waits."""
+    _doors[core.pointer] = Door(core, pool, parking)
 
 
 def close_door(core: Core) -> None:
@@ -165,11 +185,13 @@ def fuse_door(core: Any, packet: Any) -> int:
     op = OPS[header.opcode]
     request = Request(header.nodeid, header.unique, header.uid, header.gid, bool(packet.replay), packet.reply_max)
     body = ffi.buffer(packet.arg, packet.arg_len)[:]
-    if op.blocking and door.pool and packet.chain and packet.chain.queue:
-        chain = packet.chain
+    chain = packet.chain if packet.chain and packet.chain.queue else None
+    if chain and op.blocking and door.pool:
         door.pool.submit(lambda: _finish(door.core, chain, op, request, body))
         return lib.VIRTQ_DEFERRED  # type: ignore[no-any-return]
     result, reply = op.run(door.core, request, body)
+    if result == -errno.EAGAIN and chain and op.waits and door.parking:
+        result, reply = door.parking.park(chain, op, request, body)
     ffi.memmove(packet.reply, reply, len(reply))
     return result
 

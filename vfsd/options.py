@@ -227,6 +227,26 @@ _SEMANTICS = (
         words=_SWITCH,
     ),
     Option(
+        *("--posix-lock", "fcntl(2) locks exclude other guests and the host; the default (vfsd only)", "posix_lock"),
+        words=_SWITCH,
+        legacy=_switch("posix_lock"),
+    ),
+    Option(
+        *("--no-posix-lock", "Leave fcntl(2) locks to the guest, for itself (vfsd only)", "posix_lock"),
+        constant="off",
+        words=_SWITCH,
+    ),
+    Option(
+        *("--flock", "flock(2) locks exclude other guests and the host; the default (vfsd only)", "flock"),
+        words=_SWITCH,
+        legacy=_switch("flock"),
+    ),
+    Option(
+        *("--no-flock", "Leave flock(2) locks to the guest, for itself (vfsd only)", "flock"),
+        constant="off",
+        words=_SWITCH,
+    ),
+    Option(
         *("--posix-acl", "POSIX access control lists; auto and always are not built yet", "", "[never]"),
         constant="always",
         words=_NEVER,
@@ -348,15 +368,7 @@ _MIGRATION = (
     Option("--migration-confirm-paths", "Check paths before leaving", built=False),
 )
 
-_COMPATIBILITY = (
-    Option("-f", "No effect: vfsd never leaves the foreground", words=_ACCEPTED),
-    Option(
-        *("", "No effect: locks are the guest's own"),
-        words=_ACCEPTED,
-        legacy={"no_posix_lock": "on", "no_flock": "on"},
-    ),
-    Option("", "Locks that other guests and the host see", built=False, legacy={"posix_lock": "on", "flock": "on"}),
-)
+_COMPATIBILITY = (Option("-f", "No effect: vfsd never leaves the foreground", words=_ACCEPTED),)
 
 _INFORMATION = (
     Option("-h --help", "Show this text"),

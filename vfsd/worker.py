@@ -24,9 +24,11 @@ from vfsd.core import Core
 from vfsd.descriptors import leave_room
 from vfsd.device import FsDevice
 from vfsd.door import Pool, close_door, open_door
+from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
 from vhost._virtq import ffi, lib
 from vhost.backend import Backend
+from vhost.message import Feature
 from vhost.vring import Vring
 
 log = logging.getLogger("vfsd.worker")
@@ -48,6 +50,8 @@ class Spec(NamedTuple):
     room: int
     #: eventfd: readable when the rings are to be parked.
     stop: int
+    #: eventfd: readable when what is parked is to be refused then, and not left in flight.
+    refuse: int
     #: eventfd: written when a ring was found broken.
     broken: int
     #: Process id of the control process, in its own namespace.
@@ -64,8 +68,8 @@ def run(spec: Spec) -> NoReturn:
     status = 1
     try:
         _settle(spec)
-        with _core(spec) as core:
-            _serve(spec, core)
+        with _core(spec) as (core, parking):
+            _serve(spec, core, parking)
         status = 0
     except BaseException:
         log.exception("the worker could not do its work")
@@ -90,23 +94,25 @@ def _settle(spec: Spec) -> None:
 
 
 @contextmanager
-def _core(spec: Spec) -> Iterator[Core]:
+def _core(spec: Spec) -> Iterator[tuple[Core, Parking]]:
     """The file system, its door open."""
     # The current directory names our descriptors: Python's ops re-open an inode as str(fd).
     proc_fd = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
     os.fchdir(proc_fd)
     device = spec.device
     settings = device.settings(max(vring.num for vring in spec.backend.runnable()), spec.room)
-    core = Core(settings, spec.share.root_fd, proc_fd, device.session, device.inodes, device.handles)
-    open_door(core, Pool())
-    yield core
+    core = Core(settings, spec.share.root_fd, proc_fd, *device.arenas)
+    parking = Parking(core)
+    open_door(core, Pool(), parking)
+    yield core, parking
     close_door(core)
 
 
-def _serve(spec: Spec, core: Core) -> None:
+def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     """Serves every ring until told to stop, and parks them."""
     memory = spec.backend.memory_view()
     rings = [ring for vring in spec.backend.runnable() if (ring := _ring(spec, vring, memory))]
+    parking.room = {address(ring.queue): _parking_room(spec, ring.vring) for ring in rings}
     leave_room()
     threads = [
         threading.Thread(target=_lend, args=(spec, ring, core), name=f"ring {ring.vring.index}", daemon=True)
@@ -115,16 +121,48 @@ def _serve(spec: Spec, core: Core) -> None:
     ]
     for thread in threads:
         thread.start()
-    poll = select.poll()
-    poll.register(spec.stop, select.POLLIN)
-    poll.poll()
+    _wait(spec, parking)
     for thread in threads:
         thread.join()
+    if _readable(spec.refuse):
+        parking.refuse()
     for ring in rings:
-        # Deferred requests are still with the pool.
-        while lib.virtq_pending(ring.queue):
-            time.sleep(0.0005)
+        _leave(ring, parking.count(address(ring.queue)))
+
+
+def _wait(spec: Spec, parking: Parking) -> None:
+    """Returns when the rings are to be parked. Until then this thread looks after the requests that are."""
+    poll = select.poll()
+    poll.register(spec.stop, select.POLLIN)
+    poll.register(parking.wake, select.POLLIN)
+    while True:
+        timeout = parking.timeout()
+        if spec.stop in dict(poll.poll(None if timeout is None else timeout * 1000)):
+            return
+        parking.retry()
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _leave(ring: Ring, parked: int) -> None:
+    """Leaves a ring that no thread runs any more, with so many parked requests in flight."""
+    # Deferred requests are still with the pool.
+    while lib.virtq_pending(ring.queue) > parked:
+        time.sleep(0.0005)
+    if parked:
+        lib.virtq_suspend(ring.queue)
+    else:
         lib.virtq_park(ring.queue)
+
+
+def _parking_room(spec: Spec, vring: Vring) -> int:
+    """How many requests of a ring may be parked: half of what it holds. Without indirect descriptors each of these
+    takes three."""
+    return int(vring.num) // (2 if spec.backend.features & Feature.INDIRECT_DESC else 8)
 
 
 def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:

@@ -44,7 +44,20 @@ STARTED: list[tuple[str, str, Config]] = [
     (
         "libvirt, older daemons",
         "--fd=26 -o source=/srv/with,,comma,cache=none,sandbox=namespace,xattr,no_flock,no_posix_lock -d",
-        Config(shared_dir="/srv/with,comma", fd=26, cache="never", xattr=True, log_level="debug"),
+        Config(
+            shared_dir="/srv/with,comma",
+            fd=26,
+            cache="never",
+            xattr=True,
+            log_level="debug",
+            posix_lock=False,
+            flock=False,
+        ),
+    ),
+    (
+        "libvirt, locks on",
+        "--fd=26 -o source=/srv,cache=auto,flock,posix_lock",
+        Config(shared_dir="/srv", fd=26),
     ),
     (
         "Kata, Go",
@@ -157,7 +170,6 @@ STARTED: list[tuple[str, str, Config]] = [
 
 #: Manager, arguments, and what of them is not built yet.
 REFUSED = [
-    ("libvirt, locks on", "--fd=26 -o source=/srv,cache=auto,flock,posix_lock", "-o flock"),
     ("Proxmox, ACLs", "--fd=5 --shared-dir=/s --xattr --posix-acl --announce-submounts --syslog", "--posix-acl"),
     (
         "Proxmox, file handles",

@@ -43,6 +43,7 @@ class Served:
         self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
         self.inodes = mmap.mmap(-1, records * 64)
         self.handles = mmap.mmap(-1, records * 32)
+        self.locks = mmap.mmap(-1, records * 48)
         self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
         self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
         self.complete = ffi.callback("virtq_completion", complete) if complete else ffi.NULL
@@ -64,9 +65,11 @@ class Served:
                 "session": self.session,
                 "inodes": ffi.from_buffer(self.inodes),
                 "handles": ffi.from_buffer(self.handles),
+                "locks": ffi.from_buffer(self.locks),
                 "inodes_size": len(self.inodes),
                 "handles_size": len(self.handles),
                 "ids": self.ids,
+                "locks_size": len(self.locks),
             },
         )
         self.core = self.attach()
@@ -95,7 +98,7 @@ class Served:
         self.restart()
 
     def descriptors(self) -> set[int]:
-        fds = ffi.new("int32_t[]", 2 * RECORDS)
+        fds = ffi.new("int32_t[]", 3 * RECORDS)
         return set(fds[0 : lib.core_descriptors(self.config, fds, len(fds))])
 
     def close(self) -> None:

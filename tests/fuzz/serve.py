@@ -148,12 +148,17 @@ class Guest:
             lib.FUSE_FALLOCATE: lambda: pack("=QQQII", fh(), self.random.getrandbits(16),
                                              self.random.choice((4096, 100, 0, 2**62, 2**64 - 1)), u32(), 0),
             lib.FUSE_LSEEK: lambda: pack("=QQII", fh(), u64(), u32(), 0),
+            **dict.fromkeys((lib.FUSE_GETLK, lib.FUSE_SETLK, lib.FUSE_SETLKW), self._lock),
             lib.FUSE_COPY_FILE_RANGE: self._copy,
             lib.OP_COPY_FILE_RANGE_64: self._copy,
-            lib.FUSE_SYNCFS: lambda: bytes(8),
-            lib.FUSE_TMPFILE: lambda: created() + b"/\0",
+            lib.FUSE_SYNCFS: lambda: bytes(8), lib.FUSE_TMPFILE: lambda: created() + b"/\0",
             lib.OP_STATX: lambda: pack("=IIQII", u32() & 1, 0, fh(), u32(), u32()),
         }  # fmt: skip
+
+    def _lock(self) -> bytes:
+        pick = self.random.choice
+        lock = pick((0, 7, self.u64())), pick((lib.LOCK_END, 99, self.u64())), pick((0, 1, 1, 2, self.u32()))
+        return struct.pack("=QQQQIIII", self.fh(), pick(range(4)), *lock, 1, pick((0, 1)), 0)
 
     def _write(self, data: bytes) -> bytes:
         size = self.u32() if self.random.random() < 0.05 else len(data)
@@ -359,12 +364,12 @@ def run(count: int, seed: int) -> str:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
         proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         # Small tables, so that they are full at times.
-        areas = Arena("session", 4096), Arena("inodes", 16384), Arena("handles", 4096)
+        areas = Arena("session", 4096), Arena("inodes", 16384), Arena("handles", 4096), Arena("locks", 4096)
         settings = Settings(privileged=os.geteuid() == 0, xattr=True, queue_size=128)
         core = Core(settings, root_fd, proc_fd, *areas)
         open_door(core)
         guests = [Guest(core.pointer, seed), Guest(core.pointer, seed + 1_000_000)]
-        core.session.mounted = 1
+        core.session.flags, core.session.mounted = lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS, 1
         begun = time.monotonic()
         try:
             together = count // THREADED // 2
@@ -372,7 +377,7 @@ def run(count: int, seed: int) -> str:
             serve_together(guests, core.session, together)
             rate = count / (time.monotonic() - begun)
             core.reset()
-            assert (core.inodes, core.handles) == (1, 0), "a reset left something"
+            assert (core.inodes, core.handles, core.locks) == (1, 0, 0), "a reset left something"
             assert [path.name for path in outside.iterdir()] == ["file"], "something was made outside the share"
             assert (outside / "file").read_text() == "untouched", "a file outside the share was written"
             assert not complaints.records, complaints.records[0]

@@ -23,8 +23,8 @@ class Mount(NamedTuple):
     client: FuseClient
     #: The same guest, whose requests were all in flight in a worker that died.
     replayed: FuseClient
-    #: session, inodes, handles
-    arenas: tuple[Arena, Arena, Arena]
+    #: session, inodes, handles, locks
+    arenas: tuple[Arena, Arena, Arena, Arena]
     root_fd: int
     proc_fd: int
 
@@ -40,7 +40,7 @@ def share(root: Path, settings: Settings, init: bool = True, handles: int = 1 <<
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     os.fchdir(proc_fd)
-    arenas = Arena("session", 4096), Arena("inodes", 1 << 20), Arena("handles", handles)
+    arenas = Arena("session", 4096), Arena("inodes", 1 << 20), Arena("handles", handles), Arena("locks", 1 << 16)
     core = Core(settings, root_fd, proc_fd, *arenas)
     open_door(core)
     client, replayed = FuseClient(direct(core.pointer)), FuseClient(direct(core.pointer, replay=True))

@@ -29,6 +29,8 @@ def test_everything_offered(tmp_path: Path) -> None:
         assert (session.max_pages, session.max_write) == (1020, 1020 * 4096)
         for flag in (
             "INIT_EXT",
+            "POSIX_LOCKS",
+            "FLOCK_LOCKS",
             "CACHE_SYMLINKS",
             "DIRECT_IO_ALLOW_MMAP",
             "CREATE_SUPP_GROUP",
@@ -41,7 +43,7 @@ def test_everything_offered(tmp_path: Path) -> None:
         ):
             assert session.flags & getattr(lib, f"FUSE_{flag}"), flag
         for flag in (
-            "POSIX_LOCKS", "FLOCK_LOCKS", "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV",
+            "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV",
             "EXPORT_SUPPORT", "WRITEBACK_CACHE", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
             "SECURITY_CTX", "HAS_INODE_DAX",
         ):  # fmt: skip
@@ -85,6 +87,8 @@ def test_upper_flags_need_init_ext(tmp_path: Path) -> None:
         ("announce_submounts", "SUBMOUNTS"),
         ("killpriv", "HANDLE_KILLPRIV_V2"),
         ("killpriv", "ATOMIC_O_TRUNC"),
+        ("posix_lock", "POSIX_LOCKS"),
+        ("flock", "FLOCK_LOCKS"),
     ],
 )
 @pytest.mark.parametrize("value", [True, False])

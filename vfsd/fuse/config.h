@@ -81,9 +81,11 @@ struct core_config {
 	struct core_session *session;
 	void *inodes;           /* arenas */
 	void *handles;
-	uint32_t descriptors_max; /* inodes and handles together may hold so many; 0: no limit */
+	void *locks;
+	uint32_t descriptors_max; /* inodes, handles and locks together may hold so many; 0: no limit */
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;
+	uint64_t locks_size;
 	const struct core_ids *ids; /* NULL: every id is the same on both sides */
 	/* The host's name of what the guest knows as security.capability, where it is another one: a modification removes
 	 * it. "": the host does that by itself. */

@@ -25,6 +25,13 @@ struct core *core_new(const struct core_config *config, int *error)
 		free(core);
 		return NULL;
 	}
+	*error = lock_table_open(core);
+	if (*error < 0) {
+		handle_table_close(core);
+		inode_table_close(core);
+		free(core);
+		return NULL;
+	}
 	for (i = 0; i < POSITION_LOCKS; i++)
 		pthread_mutex_init(&core->position[i], NULL);
 	return core;
@@ -36,6 +43,7 @@ void core_free(struct core *core)
 
 	for (i = 0; i < POSITION_LOCKS; i++)
 		pthread_mutex_destroy(&core->position[i]);
+	lock_table_close(core);
 	handle_table_close(core);
 	inode_table_close(core);
 	free(core);
@@ -43,6 +51,7 @@ void core_free(struct core *core)
 
 void core_reset(struct core *core)
 {
+	lock_table_reset(core);
 	handle_table_reset(core);
 	inode_table_reset(core);
 }
@@ -51,7 +60,7 @@ int check_room(struct core *core)
 {
 	uint32_t max = core->config.descriptors_max;
 
-	return max && core_inode_count(core) + core_handle_count(core) >= max ? -ENOMEM : 0;
+	return max && core_inode_count(core) + core_handle_count(core) + core_lock_count(core) >= max ? -ENOMEM : 0;
 }
 
 uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64_t max)
@@ -60,5 +69,6 @@ uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64
 
 	inode_descriptors(config, &found);
 	handle_descriptors(config, &found);
+	lock_descriptors(config, &found);
 	return found.count;
 }

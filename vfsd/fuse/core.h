@@ -31,7 +31,7 @@ struct fuse_request {
  * rebuilt; a record that makes no sense is dropped. NULL with *error = -errno. */
 struct core *core_new(const struct core_config *config, int *error);
 void core_free(struct core *core);
-/* Forgets every handle and every inode but the root, closing their descriptors: DESTROY, or the front-end left. */
+/* Forgets every lock, handle and inode but the root, closing their descriptors: DESTROY, or the front-end left. */
 void core_reset(struct core *core);
 
 /* The virtq_handler: serves one chain. `core` is a struct core. */
@@ -62,6 +62,30 @@ int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fu
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out);
 /* What GETATTR answers. fh ~0: none. */
 int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
+/* Locks that other guests and the host's processes see, set without waiting. `lock_set` (POSIX) locks or unlocks for
+ * the owner in `in`, `lock_flock` for the handle. 0 or -errno: -EAGAIN when another's lock is in the way, -ENOLCK when
+ * there are no more to be had. */
+int lock_set(struct core *core, uint64_t nodeid, const struct fuse_lk_in *in);
+int lock_flock(struct core *core, const struct fuse_lk_in *in);
+/* What would be in the way of lock_set: F_UNLCK when nothing is. Says nothing of who has it (pid 0). 0 or -errno. */
+int lock_test(struct core *core, uint64_t nodeid, const struct fuse_lk_in *in, struct fuse_file_lock *found);
+/* From now on `fd`, an eventfd, is written when a lock was freed. -1: nobody waits. */
+void lock_watch(struct core *core, int fd);
+
+/* The last byte of a lock that reaches to the end of the file, wherever that will be. */
+#define LOCK_END 0x7fffffffffffffff
+
+/* One of the owners who may have POSIX locks on an inode. */
+struct lock_owner {
+	uint64_t owner;
+	uint32_t pid; /* in the guest */
+	int32_t fd;   /* its OFD locks are what it has */
+};
+/* The owner number `index` of an inode, its descriptor pinned until the matching put, which takes what get returns. 0:
+ * there are no more. */
+uint32_t lock_owner_get(struct core *core, uint64_t nodeid, uint32_t index, struct lock_owner *owner);
+void lock_owner_put(struct core *core, uint32_t pinned);
+
 /* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`: cache.c. */
 uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags);
 
@@ -93,6 +117,7 @@ void priv_end(struct core *core, const struct priv *priv);
  * configuration's): fills `fds` up to `max` and returns how many there are. */
 uint64_t core_inode_count(struct core *core);
 uint64_t core_handle_count(struct core *core);
+uint64_t core_lock_count(struct core *core);
 uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64_t max);
 
 /* System calls Python's os module lacks; 0 or a length, or -errno. */

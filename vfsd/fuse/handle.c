@@ -30,8 +30,7 @@ static bool plausible(const struct handle_record *record)
 	return record->slot.generation != 0 && record->fd >= 0;
 }
 
-/* Whether a descriptor found in a record is open on the inode that the record names. */
-static bool is_of(struct core *core, int fd, uint64_t nodeid)
+bool descriptor_is_of(struct core *core, int fd, uint64_t nodeid)
 {
 	struct inode_key key, named;
 	struct statx stat;
@@ -48,7 +47,7 @@ static bool handle_check(void *opaque, struct slot_record *slot_record, uint32_t
 	struct handle_record *record = (struct handle_record *)slot_record;
 	struct core *core = opaque;
 
-	if (!plausible(record) || !is_of(core, record->fd, record->nodeid))
+	if (!plausible(record) || !descriptor_is_of(core, record->fd, record->nodeid))
 		return false;
 	core->handles.private[slot].pins = 1;
 	return true;

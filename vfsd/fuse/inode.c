@@ -248,6 +248,7 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *
 void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
 {
 	struct inode_record *record;
+	bool forgotten = false;
 	int fd = -1;
 	uint32_t slot;
 
@@ -257,11 +258,15 @@ void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
 	record = known(core, nodeid, &slot);
 	if (record) {
 		record->nlookup -= nlookup < record->nlookup ? nlookup : record->nlookup;
-		if (record->nlookup == 0)
+		forgotten = record->nlookup == 0;
+		if (forgotten)
 			fd = unpin(core, slot);
 	}
 	pthread_mutex_unlock(&core->inodes.lock);
 	close_dropped(fd);
+	/* A lock that nobody can name any more is in everybody's way. */
+	if (forgotten)
+		lock_release_handle(core, nodeid, EVERY_HANDLE);
 }
 
 bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp)

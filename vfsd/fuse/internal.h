@@ -21,6 +21,11 @@
 /* Directories whose position can be used at the same time. */
 #define POSITION_LOCKS 64
 
+/* Chains of the lock table's index. */
+#define LOCK_BUCKETS 1024
+/* No handle has this fh. */
+#define EVERY_HANDLE UINT64_MAX
+
 struct scratch {
 	uint64_t request[REQUEST_MAX / 8];
 	uint64_t reply[REPLY_MAX / 8];
@@ -36,6 +41,9 @@ struct core {
 	struct core_config config;
 	struct slots inodes;
 	struct slots handles;
+	struct slots locks;
+	uint32_t lock_buckets[LOCK_BUCKETS]; /* first slot of each chain, 0: empty; under the lock table's lock */
+	int lock_watch;          /* eventfd, or -1; under the same */
 	uint32_t *buckets;       /* first slot of each chain, 0: empty; under the inode table's lock */
 	uint32_t bucket_mask;
 	uint64_t hash_seed;
@@ -83,6 +91,7 @@ static inline void collect_fd(struct collection *to, int fd)
 
 void inode_descriptors(const struct core_config *config, struct collection *to);
 void handle_descriptors(const struct core_config *config, struct collection *to);
+void lock_descriptors(const struct core_config *config, struct collection *to);
 
 /* inode.c */
 int inode_table_open(struct core *core);
@@ -107,6 +116,19 @@ void handle_table_close(struct core *core);
 void handle_table_reset(struct core *core);
 /* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
 int handle_release(struct core *core, uint64_t fh);
+/* Whether a descriptor found in a record is open on the inode that the record names. */
+bool descriptor_is_of(struct core *core, int fd, uint64_t nodeid);
+
+/* lock.c */
+int lock_table_open(struct core *core);
+void lock_table_close(struct core *core);
+void lock_table_reset(struct core *core);
+/* Frees what an owner has locked of an inode, by POSIX. */
+void lock_release(struct core *core, uint64_t nodeid, uint64_t owner);
+/* The same for all owners who used no other handle than `fh`; or for all owners, EVERY_HANDLE. */
+void lock_release_handle(struct core *core, uint64_t nodeid, uint64_t fh);
+/* A lock that others wait for may be free: says so to who watches. */
+void lock_wake(struct core *core);
 
 /* core.c: 0, or -ENOMEM when the guest holds as many descriptors as it may. Asked before one more is opened: the table of
  * descriptors is shared with the control process, which must find room in it. */

@@ -326,13 +326,15 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 	return sizeof(*out);
 }
 
-/* What close(2) would report: some file systems tell of a failed write only there. */
+/* What close(2) would report: some file systems tell of a failed write only there. And what it does: whichever of a
+ * process's descriptors of a file is closed, all its POSIX locks on that file go. */
 int64_t op_flush(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_flush_in *in = (const void *)request->arg;
 	int fd = handle_get(core, in->fh);
 	int copy, error;
 
+	lock_release(core, request->header.nodeid, in->lock_owner);
 	if (fd < 0)
 		return fd;
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -344,7 +346,12 @@ int64_t op_flush(struct core *core, struct fuse_request *request)
 int64_t op_release(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_release_in *in = (const void *)request->arg;
-	int error = handle_release(core, in->fh);
+	int error;
 
+	/* Locks whose owner is the guest's open file itself (F_OFD_SETLK) are told of by no FLUSH. */
+	lock_release_handle(core, request->header.nodeid, in->fh);
+	error = handle_release(core, in->fh);
+	if (in->release_flags & FUSE_RELEASE_FLOCK_UNLOCK)
+		lock_wake(core);
 	return request->replay && error == -EBADF ? 0 : error;
 }

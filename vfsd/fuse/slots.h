@@ -8,7 +8,8 @@
  * Rule 5. Every function but slots_open and slots_close is called with the lock held, and no system call is made under
  *         it: the caller closes what a record held after it let go of the lock.
  *
- * Lock order: inode table before handle table. A directory's position lock (ops_dir.c) before neither.
+ * Lock order: inode table, handle table, lock table; no two are held at a time. A directory's position lock (ops_dir.c)
+ * comes before none.
  */
 #ifndef VFSD_FUSE_SLOTS_H
 #define VFSD_FUSE_SLOTS_H

@@ -57,6 +57,10 @@ def wanted(settings: Settings) -> int:
         flags |= lib.FUSE_HANDLE_KILLPRIV_V2
     if settings.announce_submounts:
         flags |= lib.FUSE_SUBMOUNTS
+    if settings.posix_lock:
+        flags |= lib.FUSE_POSIX_LOCKS
+    if settings.flock:
+        flags |= lib.FUSE_FLOCK_LOCKS
     if settings.allow_mmap:
         flags |= lib.FUSE_DIRECT_IO_ALLOW_MMAP
     return flags

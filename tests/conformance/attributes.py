@@ -3,7 +3,7 @@
 import os
 from errno import EACCES, EEXIST, ENODATA, ENOENT, EOPNOTSUPP, EPERM, ERANGE
 from os import O_CREAT, O_RDONLY, O_RDWR
-from stat import S_IFIFO
+from stat import S_IFIFO, S_IFREG
 
 from tests.conformance.case import case, do, make
 
@@ -123,6 +123,70 @@ CASES = [
         *(do("stat", f"d/{name}", gives={"uid": 1000, "gid": 1001}) for name in ("dir", "link", "fifo", "file")),
         do("stat", "g/file", gives={"uid": 1000, "gid": 777}),
         do("stat", "g/dir", gives={"uid": 1000, "gid": 777, "mode": 0o2755}),
+        do("close", "h"),
+        needs="root",
+    ),
+    *(
+        case(
+            f"a set-group-id directory, and {who}",
+            do("mkdir", "g", 0o777),
+            do("chown", "g", 0, 777),
+            do("chmod", "g", 0o2777),
+            do("become", *caller),
+            do("open", "g/f", O_RDWR | O_CREAT, 0o2755, into="h"),
+            do("open", "g/locked", O_RDWR | O_CREAT, 0o2644, into="i"),
+            do("mknod", "g/node", S_IFREG | 0o2755, 0),
+            do("mknod", "g/fifo", S_IFIFO | 0o2777, 0),
+            do("symlink", "x", "g/link"),
+            do("mkdir", "g/dir", 0o755),
+            do("mkdir", "g/dir/dir", 0o700),
+            do("open", "g/dir/f", O_RDWR | O_CREAT, 0o600, into="j"),
+            do("become", 0, 0),
+            do("stat", "g/f", gives={"gid": 777, "mode": 0o755 | kept}),
+            # Without the group's right to execute this marks mandatory locks, and is nobody's business.
+            do("stat", "g/locked", gives={"gid": 777, "mode": 0o2644}),
+            do("stat", "g/node", gives={"gid": 777, "mode": 0o755 | kept}),
+            do("stat", "g/fifo", gives={"gid": 777, "mode": 0o777 | kept}),
+            do("stat", "g/link", gives={"gid": 777}),
+            do("stat", "g/dir", gives={"gid": 777, "mode": 0o2755}),
+            do("stat", "g/dir/dir", gives={"gid": 777, "mode": 0o2700}),
+            do("stat", "g/dir/f", gives={"uid": caller[0], "gid": 777, "mode": 0o600}),
+            *(do("close", file) for file in "hij"),
+            needs="root",
+        )
+        for who, caller, kept in (
+            ("a caller of another group", (1000, 1001), 0),
+            ("a caller of its group", (1000, 777), 0o2000),
+            ("a caller with its group among others", (1000, 1001, 777), 0o2000),
+            ("root", (0, 0), 0o2000),
+        )
+    ),
+    case(
+        "a tmpfile in a set-group-id directory",
+        do("mkdir", "g", 0o777),
+        do("chown", "g", 0, 777),
+        do("chmod", "g", 0o2777),
+        do("become", 1000, 1001),
+        do("tmpfile", "g", O_RDWR, 0o2755, into="h"),
+        do("become", 1000, 1001, 777),
+        do("tmpfile", "g", O_RDWR, 0o2755, into="i"),
+        do("become", 0, 0),
+        do("fstat", "h", gives={"uid": 1000, "gid": 777, "mode": 0o755}),
+        do("fstat", "i", gives={"uid": 1000, "gid": 777, "mode": 0o2755}),
+        do("close", "h"),
+        do("close", "i"),
+        needs="root tmpfile",
+    ),
+    case(
+        "a directory that a supplementary group may write to",
+        do("mkdir", "g", 0o770),
+        do("chown", "g", 0, 777),
+        do("become", 1000, 1001, 55, 777),
+        do("mkdir", "g/dir", 0o700),
+        do("open", "g/f", O_RDWR | O_CREAT, 0o2755, into="h"),
+        do("become", 0, 0),
+        do("stat", "g/dir", gives={"uid": 1000, "gid": 1001, "mode": 0o700}),
+        do("stat", "g/f", gives={"uid": 1000, "gid": 1001, "mode": 0o2755}),
         do("close", "h"),
         needs="root",
     ),

@@ -75,8 +75,10 @@ class FuseExecutor:
         with self._node(directory or ".") as parent:
             yield parent, os.fsencode(name)
 
-    def become(self, uid: int, gid: int) -> None:
+    def become(self, uid: int, gid: int, *groups: int) -> None:
         self.client.uid, self.client.gid = uid, gid
+        # Linux names the one group that matters: the directory's (fs/fuse/dir.c, get_create_supp_group).
+        self.client.groups = groups or None
 
     # Names
 

@@ -52,6 +52,8 @@ class Syscalls:
         self.privileged = privileged
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.open_files: dict[str, int] = {}
+        #: This process's own, once it has become somebody else.
+        self.groups: list[int] | None = None
 
     def enter(self, case: str) -> None:
         os.chdir(self.root)
@@ -59,8 +61,8 @@ class Syscalls:
         os.chdir(case)
 
     def leave(self) -> None:
-        if self.privileged:
-            self.become(0, 0)
+        if self.groups is not None:
+            self.become(0, 0, *self.groups)
         for fd in self.open_files.values():
             os.close(fd)
         self.open_files.clear()
@@ -75,8 +77,11 @@ class Syscalls:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
 
-    def become(self, uid: int, gid: int) -> None:
+    def become(self, uid: int, gid: int, *groups: int) -> None:
         os.seteuid(0)
+        if self.groups is None:
+            self.groups = os.getgroups()
+        os.setgroups(groups)
         os.setegid(gid)
         os.seteuid(uid)
 

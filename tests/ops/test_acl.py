@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd.acl import ACLS, CAPABILITY, acl, capability, to_guest, to_host
 from vfsd.core import Settings
@@ -120,3 +121,15 @@ def test_capabilities_and_no_rules(tmp_path: Path) -> None:
     with translated(tmp_path) as mount:
         for name in (CAPABILITY, *ACLS):
             assert to_host(mount.core, name, value) == to_guest(mount.core, name, value) == value
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file capability takes root")
+def test_a_capability_through_the_ops(tmp_path: Path) -> None:
+    value = struct.pack("<6I", 0x03000001, 1, 0, 0, 0, 5)
+    with translated(tmp_path, "map:0:1000:10", "forbid-guest:20:1") as mount:
+        (tmp_path / "f").touch()
+        nodeid = mount.client.lookup(ROOT, b"f").nodeid
+        mount.client.setxattr(nodeid, CAPABILITY, value)
+        assert os.getxattr(tmp_path / "f", CAPABILITY) == value[:20] + struct.pack("<I", 1005)
+        assert mount.client.getxattr(nodeid, CAPABILITY) == value
+        mount.client.setxattr(nodeid, CAPABILITY, value[:20] + struct.pack("<I", 20), expect=EPERM)

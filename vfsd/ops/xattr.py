@@ -2,7 +2,8 @@
 
 Where attributes are off each is answered ENOSYS, and the guest never asks again. An attribute is reached by its inode's
 entry in /proc/self/fd, since no system call takes an O_PATH descriptor; that link leads to a symlink itself, not to its
-target. Names pass through the rules of --xattrmap (vfsd/xattrmap.py), values through `to_host` and `to_guest`.
+target. Names pass through the rules of --xattrmap (vfsd/xattrmap.py), the ids in values
+through vfsd/acl.py.
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 from typing import Any
 
 from vfsd._fuse import ffi, lib
+from vfsd.acl import to_guest, to_host
 from vfsd.core import Core, packed
 from vfsd.door import Request, op
 
@@ -67,16 +69,6 @@ def removexattr(core: Core, request: Request, name: bytes) -> bytes:
             if not (request.replay and error.errno == errno.ENODATA):
                 raise
     return b""
-
-
-def to_host(core: Core, name: bytes, value: bytes) -> bytes:
-    """What is stored on the host for the value that the guest gives the attribute `name`."""
-    return value
-
-
-def to_guest(core: Core, name: bytes, value: bytes) -> bytes:
-    """What the guest is shown of the value that the host has stored for the attribute `name`."""
-    return value
 
 
 def _check_on(core: Core) -> None:

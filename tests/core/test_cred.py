@@ -129,6 +129,26 @@ def test_an_old_guest_has_checked_access_itself(privileged: Callable[..., Served
     assert owner(served.root / "d" / "f") == (USER, GROUP)
 
 
+@pytest.mark.parametrize(("minor", "kept"), [(36, 0), (37, stat.S_ISGID), (38, stat.S_ISGID)])
+def test_an_old_guest_has_judged_the_group(privileged: Callable[..., Served], minor: int, kept: int) -> None:
+    """From Linux 6.1 on, that is: it sends no sgid bit that its caller may not give."""
+    served = privileged()
+    served.session.minor = minor
+    directory = served.root / "d"
+    directory.mkdir()
+    os.chown(directory, 0, OTHER)
+    directory.chmod(0o2777)
+    nodeid = served.client.lookup(ROOT, b"d").nodeid
+    served.client.create(nodeid, b"f", mode=0o2755)
+    assert owner(directory / "f") == (USER, OTHER)
+    assert (directory / "f").stat().st_mode & stat.S_ISGID == kept
+    # It is about what is made: what is there and truncated loses its bits.
+    (directory / "old").touch()
+    (directory / "old").chmod(0o6777)
+    served.client.create(nodeid, b"old", os.O_RDWR | os.O_TRUNC)
+    assert (directory / "old").stat().st_mode & 0o7777 == 0o777
+
+
 def test_a_newer_guest_is_checked_by_the_host(privileged: Callable[..., Served]) -> None:
     served = privileged(session_flags=lib.FUSE_CREATE_SUPP_GROUP)
     (served.root / "d").mkdir()

@@ -23,6 +23,8 @@
 /* As many as a request may bring; Linux sends one (fs/fuse/dir.c, get_create_supp_group). */
 #define GROUPS_MAX 32
 #define INVALID_ID UINT32_MAX
+/* Of the protocol. */
+#define MINOR_LINUX_6_1 37
 
 static int change(long number, long a, long b, long c)
 {
@@ -94,14 +96,17 @@ static int groups_read(const struct fuse_request *request, struct groups *groups
 	return error;
 }
 
-/* A guest that cannot name the caller's groups (before Linux 6.3) has checked the access itself: let its word stand. */
-static void keep_dac_override(void)
+/* A guest that cannot name the caller's groups (before Linux 6.3) has checked the access itself: let its word stand. From
+ * Linux 6.1 on it has also taken sgid off what its caller may not give that bit (fs/namei.c, vfs_prepare_mode). */
+static void keep_word(const struct core *core)
 {
 	struct capabilities caps;
-	uint32_t bit = 1U << CAP_DAC_OVERRIDE;
+	uint32_t bits = 1U << CAP_DAC_OVERRIDE;
 
+	if (core->config.session->minor >= MINOR_LINUX_6_1)
+		bits |= 1U << CAP_FSETID;
 	capabilities_read(&caps);
-	caps.data[0].effective |= caps.data[0].permitted & bit;
+	caps.data[0].effective |= caps.data[0].permitted & bits;
 	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
 }
 
@@ -136,7 +141,7 @@ int cred_enter(struct core *core, const struct fuse_request *request, struct cre
 	if (error < 0)
 		cred_leave(cred);
 	else if (cred->uid && !extension)
-		keep_dac_override();
+		keep_word(core);
 	return error;
 }
 

@@ -177,7 +177,7 @@ void cred_restore_fsetid(int dropped);
  * were added. */
 uint32_t cred_raise_owner(void);
 void cred_lower_owner(uint32_t raised);
-/* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_dac_override). */
+/* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_word). */
 int cred_drop_dac_override(void);
 void cred_restore_dac_override(int dropped);
 

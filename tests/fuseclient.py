@@ -244,13 +244,16 @@ class FuseClient:
         return self._created(lib.FUSE_TMPFILE, parent, b"/", expect, flags=flags | os.O_TMPFILE, mode=mode | 0o100000,
                              umask=umask)  # fmt: skip
 
-    def read(self, nodeid: int, fh: int, size: int, offset: int = 0, expect: int = 0) -> Any:
-        body = pack("fuse_read_in", fh=fh, offset=offset, size=size)
+    def read(self, nodeid: int, fh: int, size: int, offset: int = 0, flags: int = 0, expect: int = 0) -> Any:
+        body = pack("fuse_read_in", fh=fh, offset=offset, size=size, flags=flags)
         return self.call(lib.FUSE_READ, nodeid, body, room=size, expect=expect)
 
-    def write(self, nodeid: int, fh: int, data: bytes, offset: int = 0, write_flags: int = 0, expect: int = 0) -> Any:
+    def write(
+        self, nodeid: int, fh: int, data: bytes, offset: int = 0, write_flags: int = 0, flags: int = 0, expect: int = 0
+    ) -> Any:  # fmt: skip
         """Bytes written."""
-        body = pack("fuse_write_in", fh=fh, offset=offset, size=len(data), write_flags=write_flags)
+        body = pack("fuse_write_in", fh=fh, offset=offset, size=len(data), write_flags=write_flags,
+                    flags=flags)  # fmt: skip
         reply = self.call(lib.FUSE_WRITE, nodeid, body, data, room=8, expect=expect)
         return None if reply is None else unpack("fuse_write_out", reply).size
 

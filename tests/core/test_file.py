@@ -322,3 +322,25 @@ def test_what_cannot_be_held_is_not_made(served: Served, root: Path, client: Fus
     assert client.lookup(ROOT, b"known").nodeid == nodeid
     served.limit(3)
     assert client.open(nodeid).fh
+
+
+def test_a_handle_opened_for_direct_io_serves_other_io_too(serve: Callable[..., Served]) -> None:
+    """A mapping's pages come on it, and what a program does after it has cleared O_DIRECT: of any length, anywhere."""
+    served = serve(core_flags=lib.CORE_ALLOW_DIRECT_IO)
+    client = served.client
+    (served.root / "f").write_bytes(b"x" * 10_000)
+    nodeid = client.lookup(ROOT, b"f").nodeid
+    try:
+        fh = client.open(nodeid, os.O_RDWR | os.O_DIRECT).fh
+    except OSError:
+        pytest.skip("no direct I/O on this file system")
+    assert client.write(nodeid, fh, b"odd", 777) == 3
+    assert client.write(nodeid, fh, b"from a mapping", 10_000, lib.FUSE_WRITE_CACHE, os.O_DIRECT) == 14
+    assert client.read(nodeid, fh, 5, 776) == b"xoddx"
+    assert client.read(nodeid, fh, 100_000, 9999) == b"xfrom a mapping"
+    assert host_flags(served, fh) & os.O_DIRECT
+    # Without the option no handle is direct.
+    served.config.flags = 0
+    served.restart()
+    fh = client.open(nodeid, os.O_RDWR | os.O_DIRECT).fh
+    assert client.write(nodeid, fh, b"odd", 7, flags=os.O_DIRECT) == 3

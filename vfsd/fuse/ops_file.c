@@ -1,8 +1,7 @@
-/* OPEN, CREATE, READ, WRITE, FLUSH, RELEASE.
+/* OPEN, CREATE, FLUSH, RELEASE.
  *
  * Rule 1. Only regular files and directories are opened here. The guest's kernel opens FIFOs, sockets and devices
  *         itself, and to open one on the host may wait for ever or set something off.
- * Rule 2. File data moves between the host's page cache and the guest's buffers by one system call: no copy of ours.
  */
 #include "internal.h"
 
@@ -10,9 +9,6 @@
 #include <linux/magic.h>
 #include <sys/vfs.h>
 #include <unistd.h>
-
-/* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
-#define TRANSFER_MAX 0x7ffff000
 
 static bool writes(uint32_t flags)
 {
@@ -233,97 +229,6 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 		return error;
 	}
 	return sizeof(*entry) + sizeof(*open);
-}
-
-/* Moves [skip, skip + size) of the buffers from or to the file at `offset`. Goes on after a short transfer until the
- * end of the file or an error: a short READ tells the guest where the file ends (fs/fuse/file.c, fuse_short_read). */
-static int64_t transfer(int fd, bool write, const struct iovec *iov, uint32_t count, uint64_t skip, uint64_t offset,
-			uint64_t size)
-{
-	struct scratch *scratch = scratch_get();
-	uint64_t done = 0;
-
-	/* To preadv2 -1 is the descriptor's own position. */
-	if (offset > INT64_MAX)
-		return -EINVAL;
-	if (size > TRANSFER_MAX)
-		size = TRANSFER_MAX;
-	while (done < size) {
-		uint32_t parts;
-		ssize_t n;
-
-		if (!iov_split(iov, count, skip + done, size - done, scratch->iov, VIRTQ_MAX_CHAIN, &parts))
-			break;
-		n = write ? pwritev2(fd, scratch->iov, parts, offset + done, 0)
-			  : preadv2(fd, scratch->iov, parts, offset + done, 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			/* What was written is written; half a read is not the half before the end of the file. */
-			return write && done ? (int64_t)done : -errno;
-		if (n == 0)
-			break;
-		done += n;
-	}
-	return done;
-}
-
-int64_t op_read(struct core *core, struct fuse_request *request)
-{
-	const struct fuse_read_in *in = (const void *)request->arg;
-	const struct virtq_chain *chain = request->chain;
-	uint64_t room = chain->out_len - sizeof(struct fuse_out_header);
-	int fd = handle_get(core, in->fh);
-	int64_t result;
-
-	if (fd < 0)
-		return fd;
-	result = transfer(fd, false, chain->out, chain->out_count, sizeof(struct fuse_out_header), in->offset,
-			  in->size < room ? in->size : room);
-	handle_put(core, in->fh);
-	return result;
-}
-
-/* A write that may have been done already, on a handle that appends: it goes where the guest meant it to, so that it is
- * not appended twice. The flags to give back to the descriptor, or -1. */
-static int stop_appending(int fd, bool replay)
-{
-	int flags = replay ? fcntl(fd, F_GETFL) : 0;
-
-	if (flags < 0 || !(flags & O_APPEND) || fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0)
-		return -1;
-	return flags;
-}
-
-int64_t op_write(struct core *core, struct fuse_request *request)
-{
-	const struct fuse_write_in *in = (const void *)request->arg;
-	const struct virtq_chain *chain = request->chain;
-	uint64_t skip = sizeof(struct fuse_in_header) + sizeof(*in);
-	struct fuse_write_out *out = (void *)request->reply;
-	struct priv priv;
-	int64_t result;
-	int fd, flags;
-
-	if (in->size > request->header.len - skip)
-		return -EINVAL;
-	fd = handle_get(core, in->fh);
-	if (fd < 0)
-		return fd;
-	result = priv_begin(core, fd, in->write_flags & FUSE_WRITE_KILL_SUIDGID ? PRIV_KILL : PRIV_KEEP,
-			    request->header.uid, request->header.gid, &priv);
-	if (result == 0) {
-		flags = stop_appending(fd, request->replay);
-		result = transfer(fd, true, chain->in, chain->in_count, skip, in->offset, in->size);
-		if (flags >= 0)
-			fcntl(fd, F_SETFL, flags);
-		priv_end(core, &priv);
-	}
-	handle_put(core, in->fh);
-	if (result < 0)
-		return result;
-	*out = (struct fuse_write_out){.size = result};
-	return sizeof(*out);
 }
 
 /* What close(2) would report: some file systems tell of a failed write only there. And what it does: whichever of a

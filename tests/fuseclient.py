@@ -196,8 +196,10 @@ class FuseClient:
     def access(self, nodeid: int, mask: int, expect: int = 0) -> Any:
         return self.call(lib.FUSE_ACCESS, nodeid, pack("fuse_access_in", mask=mask), room=0, expect=expect)
 
-    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int = 0, expect: int = 0) -> Any:
-        body = pack("fuse_setxattr_in", size=len(value), flags=flags)
+    def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int = 0, setxattr_flags: int = 0, expect: int = 0
+    ) -> Any:
+        body = pack("fuse_setxattr_in", size=len(value), flags=flags, setxattr_flags=setxattr_flags)
         body = body if self.setxattr_ext else body[: lib.FUSE_COMPAT_SETXATTR_IN_SIZE]
         return self.call(lib.FUSE_SETXATTR, nodeid, body, name, b"\0", value, room=0, expect=expect)
 

@@ -13,7 +13,7 @@ from vfsd.errors import Failure, UsageError
 from vfsd.options import GROUPS, LEGACY, Option
 from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
-from vfsd.xattrmap import XattrMap
+from vfsd.xattrmap import ACLS, XattrMap
 
 
 class Config(NamedTuple):
@@ -58,6 +58,8 @@ class Config(NamedTuple):
     #: Locks reach the host; else they are the guest's own.
     posix_lock: bool = True
     flock: bool = True
+    #: never, auto or always.
+    posix_acl: str = "never"
     announce_submounts: bool = True
     preserve_noatime: bool = False
     readonly: bool = False
@@ -228,10 +230,23 @@ def parse(argv: Sequence[str]) -> Config:
         if rules and config.owner:
             raise UsageError(f"--owner and {name} exclude each other: --owner translates every id")
         check(name, rules)
-    if config.xattrmap:
-        if config.xattr is False:
-            raise UsageError("--no-xattr and --xattrmap exclude each other: leave one out")
-        config = config._replace(xattr=True)
+    return _with_xattr(config)
+
+
+def _with_xattr(config: Config) -> Config:
+    """What goes without saying of extended attributes."""
+    for name, implies in (("--xattrmap", config.xattrmap), ("--posix-acl", config.posix_acl == "always")):
+        if implies and config.xattr is False:
+            raise UsageError(f"--no-xattr and {name} exclude each other: leave one out")
+        if implies:
+            config = config._replace(xattr=True)
+    if config.xattrmap and config.posix_acl != "never" and not all(map(config.xattrmap.keeps, ACLS)):
+        if config.posix_acl == "always":
+            raise UsageError(
+                "--posix-acl needs ACLs under their own names, which --xattrmap changes or refuses: put a rule "
+                ":ok:all:system.posix_acl_:system.posix_acl_: before the others"
+            )
+        config = config._replace(posix_acl="never")
     return config
 
 

@@ -62,6 +62,8 @@ class Settings(NamedTuple):
     xattr: bool = False
     xattrmap: "XattrMap | None" = None
     killpriv: bool = True
+    #: POSIX ACLs: never, auto (if the guest offers them) or always.
+    posix_acl: str = "never"
     #: never, auto or always.
     readdirplus: str = "auto"
     writeback: bool = False
@@ -78,6 +80,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, config: "Config", privileged: bool, queue_size: int = 1024, facts: Facts = NOTHING) -> Self:
+        xattr = facts.xattr if config.xattr is None else config.xattr
         return cls(
             cache=config.cache,
             entry_ns=config.validity(config.entry_timeout),
@@ -88,9 +91,10 @@ class Settings(NamedTuple):
             allow_direct_io=config.allow_direct_io,
             preserve_noatime=config.preserve_noatime,
             announce_submounts=config.announce_submounts,
-            xattr=facts.xattr if config.xattr is None else config.xattr,
+            xattr=xattr,
             xattrmap=config.xattrmap,
             killpriv=config.killpriv,
+            posix_acl="never" if config.posix_acl == "auto" and not (xattr and facts.acl) else config.posix_acl,
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,

@@ -3,6 +3,7 @@
 Rule 1. All that a guest's mount consists of lies in the arenas here, and in the descriptors they record.
 """
 
+import logging
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
@@ -13,6 +14,8 @@ from vfsd.sandbox import Share
 from vhost.arena import Arena
 from vhost.backend import Refused
 from vhost.message import Feature, ProtocolFeature
+
+log = logging.getLogger("vfsd.device")
 
 #: The hiprio queue, and request queues as many as a front-end may ask for (QEMU: num-request-queues).
 QUEUES = 1 + 64
@@ -53,6 +56,8 @@ class FsDevice:
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
         self.left_strays = False
         self._config, self._share, self._park = config, share, park
+        if config.posix_acl == "always" and not share.facts.acl:
+            log.warning("--posix-acl=always: %s is on a file system without POSIX ACLs", config.shared_dir)
 
     def settings(self, queue_size: int, room: int) -> Settings:
         """For a core whose largest ring has `queue_size` descriptors, and whose guest may hold `room` of the host's."""

@@ -66,6 +66,7 @@ def _switch(key: str) -> dict[str, str | None]:
 _SWITCH = {"on": True, "off": False}
 #: There is nothing to choose: the only word that describes what is done.
 _NEVER = {"never": None}
+_MODES = {word: word for word in ("never", "auto", "always")}
 _ACCEPTED = {"on": None}
 _CACHE = {"auto": "auto", "always": "always", "never": "never", "metadata": "metadata", "none": "never"}
 _LEVELS = {word: word for word in ("error", "warn", "info", "debug", "trace", "off")} | {"err": "error"}
@@ -247,12 +248,14 @@ _SEMANTICS = (
         words=_SWITCH,
     ),
     Option(
-        *("--posix-acl", "POSIX access control lists; auto and always are not built yet", "", "[never]"),
+        "--posix-acl",
+        "POSIX access control lists, which the guest enforces: never; auto: if its kernel offers that (Linux 5.12) and "
+        "the root of the share has them; always: a guest that does not offer it can't mount. The guest asks once more "
+        "for each file that another than its owner opens, hence the default. always implies --xattr",
+        *("posix_acl", "[MODE]"),
         constant="always",
-        words=_NEVER,
-        unbuilt=("auto", "always"),
+        words=_MODES,
         legacy={"posix_acl": "always", "no_posix_acl": "never"},
-        default="never",
     ),
     Option(
         *("--security-label", "Security labels set at creation; auto and always are not built yet", "", "[never]"),

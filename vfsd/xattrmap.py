@@ -17,6 +17,9 @@ TYPES = ("prefix", "ok", "bad", "unsupported")
 #: Which names it is for: those from the guest, those from the host.
 SCOPES = {"client": (True, False), "server": (False, True), "all": (True, True)}
 
+#: Where POSIX ACLs are found, access and default.
+ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+
 #: Where the ready-made sets keep a guest's own attributes: names that take no privilege.
 PRIVATE = "user.virtiofs."
 
@@ -73,6 +76,13 @@ class XattrMap(NamedTuple):
         except OSError:
             return b""
         return b"" if host_name == name else host_name
+
+    def keeps(self, name: bytes) -> bool:
+        """Whether an attribute has the same name on both sides."""
+        try:
+            return self.host_name(name) == name and self.guest_names([name]) == [name]
+        except OSError:
+            return False
 
     def guest_names(self, names: Iterable[bytes]) -> list[bytes]:
         """What the guest calls the host's attributes; what is `bad` or `unsupported` is left out."""

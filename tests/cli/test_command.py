@@ -156,7 +156,7 @@ def test_wrong_usage(share: Path, tmp_path: Path) -> None:
         ([f"--shared-dir={share}", f"--socket-path={tmp_path}/file"], 2, "--socket-path .*is not a socket"),
         ([f"--shared-dir={share}", "--fd=77"], 2, "--fd 77 is not an open socket"),
         ([f"--shared-dir={share}", socket_path, "--cache=often"], 2, "--cache must be one of"),
-        ([f"--shared-dir={share}", socket_path, "--posix-acl"], 2, "--posix-acl is not built yet in vfsd"),
+        ([f"--shared-dir={share}", socket_path, "--seccomp=kill"], 2, "--seccomp=kill is not built yet"),
     ):
         done = run(*arguments)
         assert done.returncode == status, done.stderr

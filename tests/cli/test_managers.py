@@ -152,6 +152,39 @@ STARTED: list[tuple[str, str, Config]] = [
         ),
     ),
     (
+        "Proxmox, ACLs",
+        "--fd=5 --shared-dir=/s --xattr --posix-acl --announce-submounts --syslog",
+        Config(shared_dir="/s", fd=5, xattr=True, posix_acl="always", syslog=True),
+    ),
+    (
+        "incus",
+        "--fd=3 --cache=never --shared-dir=/srv --posix-acl",
+        Config(shared_dir="/srv", fd=3, cache="never", xattr=True, posix_acl="always"),
+    ),
+    (
+        "incus, which has seen the capability",
+        "--fd=3 --cache=never --shared-dir=/srv --posix-acl=auto",
+        Config(shared_dir="/srv", fd=3, cache="never", posix_acl="auto"),
+    ),
+    (
+        "virtme-ng with ACLs",
+        "--syslog --no-announce-submounts --posix-acl --socket-path s --shared-dir / --sandbox none --cache auto",
+        Config(
+            shared_dir="/",
+            socket_path="s",
+            sandbox="none",
+            announce_submounts=False,
+            xattr=True,
+            posix_acl="always",
+            syslog=True,
+        ),
+    ),
+    (
+        "microvm.nix, defaults",
+        "--socket-path=s --shared-dir=/srv --thread-pool-size 2 --posix-acl --xattr --cache=auto",
+        Config(shared_dir="/srv", socket_path="s", threads=2, xattr=True, posix_acl="always"),
+    ),
+    (
         "coreos-assembler",
         "--sandbox none --socket-path sock --shared-dir . --modcaps=-mknod:-setfcap",
         Config(shared_dir=".", socket_path="sock", sandbox="none", modcaps=((False, 27), (False, 31))),
@@ -168,24 +201,14 @@ STARTED: list[tuple[str, str, Config]] = [
     ),
 ]
 
+FEATURES = ["posix-acl-negotiation-mode", "separate-options"]
+
 #: Manager, arguments, and what of them is not built yet.
 REFUSED = [
-    ("Proxmox, ACLs", "--fd=5 --shared-dir=/s --xattr --posix-acl --announce-submounts --syslog", "--posix-acl"),
     (
         "Proxmox, file handles",
         "--fd=5 --shared-dir=/s --announce-submounts --inode-file-handles=prefer --syslog",
         "--inode-file-handles=prefer",
-    ),
-    ("incus", "--fd=3 --cache=never --shared-dir=/srv --posix-acl", "--posix-acl"),
-    (
-        "virtme-ng with ACLs",
-        "--syslog --no-announce-submounts --posix-acl --socket-path s --shared-dir / --sandbox none --cache auto",
-        "--posix-acl",
-    ),
-    (
-        "microvm.nix, defaults",
-        "--socket-path=s --shared-dir=/srv --thread-pool-size 2 --posix-acl --xattr --cache=auto",
-        "--posix-acl",
     ),
     (
         "KubeVirt",
@@ -217,5 +240,5 @@ def test_capabilities_are_those_managers_know(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as caught:
         parse(["--print-capabilities"])
     assert caught.value.code == 0
-    # What is listed is used: migration and the negotiation modes must not be.
-    assert json.loads(capsys.readouterr().out) == {"type": "fs", "features": ["separate-options"]}
+    # What is listed is used: migration must not be.
+    assert json.loads(capsys.readouterr().out) == {"type": "fs", "features": FEATURES}

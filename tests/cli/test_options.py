@@ -54,6 +54,15 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--thread-pool-size=64", {"threads": 64}),
     ("--xattr", {"xattr": True}),
     ("--no-xattr", {"xattr": False}),
+    ("--posix-acl=auto", {"posix_acl": "auto"}),
+    ("--posix-acl=auto --no-xattr", {"posix_acl": "auto", "xattr": False}),
+    ("--posix-acl --xattrmap overlay", {"posix_acl": "always", "xattr": True, "xattrmap": XattrMap.parse("overlay")}),
+    ("-o posix_acl", {"posix_acl": "always", "xattr": True}),
+    ("--posix-acl -o no_posix_acl", {"posix_acl": "never"}),
+    (
+        "--posix-acl=auto --xattrmap :map::user.virtiofs.:",
+        {"posix_acl": "never", "xattr": True, "xattrmap": XattrMap.parse(":map::user.virtiofs.:")},
+    ),
     ("--no-xattr --xattr", {"xattr": True}),
     ("--xattrmap=:map::user.virtiofs.:", {"xattr": True, "xattrmap": XattrMap.parse(":map::user.virtiofs.:")}),
     ("--xattrmap overlay", {"xattr": True, "xattrmap": XattrMap.parse("overlay")}),
@@ -148,6 +157,9 @@ REFUSED = [
     ("--thread-pool-size=257", "--thread-pool-size must be a number from 0 to 256"),
     ("--thread-pool-size=many", "--thread-pool-size"),
     ("--thread-pool-size=٣", "--thread-pool-size"),
+    ("--no-xattr --posix-acl", "--no-xattr and --posix-acl exclude each other"),
+    ("--posix-acl --xattrmap=:map::user.virtiofs.:", "--posix-acl needs ACLs under their own names"),
+    ("--posix-acl --xattrmap=/bad/client/system.///ok/all///", "--posix-acl needs ACLs under their own names"),
     ("--xattrmap=", "--xattrmap: there is no rule"),
     ("--xattrmap=:no:all:::", "--xattrmap: rule 1, ':no:all:::': there is no type 'no'"),
     ("-o xattrmap=:ok:client:::", "-o xattrmap: the rules leave names from the host undecided"),
@@ -186,7 +198,7 @@ REFUSED = [
     ("--log-level=loud", "--log-level must be one of error, warn"),
     ("--readonly=yes", "--readonly"),
     ("--seccomp=maybe", "--seccomp must be one of none"),
-    ("--posix-acl=maybe", "--posix-acl must be one of never"),
+    ("--posix-acl=maybe", "--posix-acl must be one of never, auto, always"),
     ("--no-such-option", "--no-such-option"),
     ("--read", "--read"),
     ("somewhere", "somewhere"),
@@ -238,7 +250,7 @@ def test_a_value_not_built_says_so_by_name(row: Option) -> None:
             parse([*LEAST, f"{name}={word}"])
 
 
-@pytest.mark.parametrize("arguments", ["--posix-acl", "--security-label", "-o posix_acl", "-o security_label"])
+@pytest.mark.parametrize("arguments", ["--security-label", "-o security_label"])
 def test_a_switch_not_built_says_so_by_name(arguments: str) -> None:
     with pytest.raises(UsageError, match=f"^{arguments} is not built yet in vfsd"):
         parse([*LEAST, *arguments.split()])

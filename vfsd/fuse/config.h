@@ -68,7 +68,7 @@ typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
 
 struct core_config {
 	int32_t root_fd;        /* O_PATH of the shared directory */
-	int32_t proc_fd;        /* this process's /proc/self/fd */
+	int32_t proc_fd;        /* this process's /proc/self/fd, and its current directory */
 	uint32_t flags;         /* CORE_* */
 	uint32_t cache;         /* CORE_CACHE_* */
 	uint64_t entry_ns;      /* validity the guest is told, nanoseconds */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
@@ -56,6 +57,14 @@ void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *at
 		.rdev = encode_dev(stat->stx_rdev_major, stat->stx_rdev_minor),
 		.blksize = stat->stx_blksize,
 	};
+}
+
+bool has_xattr(int fd, const char *name)
+{
+	char path[16];
+
+	snprintf(path, sizeof(path), "%d", fd);
+	return getxattr(path, name, NULL, 0) >= 0;
 }
 
 int reopen(const struct core *core, int fd, uint32_t flags)

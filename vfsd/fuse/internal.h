@@ -140,6 +140,8 @@ int stat_fd(int fd, struct statx *stat);
 int stat_name(int dir_fd, const char *name, struct statx *stat);
 void key_of(const struct statx *stat, struct inode_key *key);
 void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *attr);
+/* Whether what a descriptor stands for, an O_PATH one too, has this extended attribute. */
+bool has_xattr(int fd, const char *name);
 /* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
 int reopen(const struct core *core, int fd, uint32_t flags);
 
@@ -159,6 +161,8 @@ uint32_t host_flags(const struct core *core, uint32_t flags);
 
 /* priv.c: PRIV_KEEP or PRIV_KILL, for an open that truncates. */
 int truncation_kills(const struct core *core, const struct fuse_request *request, uint32_t open_flags);
+/* creation.c: takes a caller's umask off the mode of what it makes, where that is left to us. 0 or -errno. */
+int umask_apply(struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at);
 
 /* cred.c */
 struct cred {

@@ -9,6 +9,7 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -30,12 +31,15 @@ struct row {
 	uint8_t strings; /* other strings that follow those */
 	uint8_t flags;
 	op_function serve;
+	uint8_t mode;  /* where a mode and the umask for it lie in the fixed arguments, when umask is not 0 */
+	uint8_t umask;
 };
 
 #define ENTRY sizeof(struct fuse_entry_out)
 #define ATTR sizeof(struct fuse_attr_out)
 #define ARG(type) sizeof(struct fuse_##type##_in)
 #define OUT(type) sizeof(struct fuse_##type##_out)
+#define MASKED(type) offsetof(struct fuse_##type##_in, mode), offsetof(struct fuse_##type##_in, umask)
 #define ROW(opcode, ...) [FUSE_##opcode] = {#opcode, __VA_ARGS__}
 
 static const struct row rows[] = {
@@ -46,8 +50,8 @@ static const struct row rows[] = {
 	ROW(SETATTR,         ARG(setattr),         ATTR,              0, 0, MODIFIES,             NULL),
 	ROW(READLINK,        0,                    0,                 0, 0, 0,                    NULL),
 	ROW(SYMLINK,         0,                    ENTRY,             1, 1, MODIFIES | AS_CALLER, NULL),
-	ROW(MKNOD,           ARG(mknod),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL),
-	ROW(MKDIR,           ARG(mkdir),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL),
+	ROW(MKNOD,           ARG(mknod),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL, MASKED(mknod)),
+	ROW(MKDIR,           ARG(mkdir),           ENTRY,             1, 0, MODIFIES | AS_CALLER, NULL, MASKED(mkdir)),
 	ROW(UNLINK,          0,                    0,                 1, 0, MODIFIES,             NULL),
 	ROW(RMDIR,           0,                    0,                 1, 0, MODIFIES,             NULL),
 	ROW(RENAME,          ARG(rename),          0,                 2, 0, MODIFIES,             NULL),
@@ -73,7 +77,7 @@ static const struct row rows[] = {
 	ROW(SETLK,           ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(SETLKW,          ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(ACCESS,          ARG(access),          0,                 0, 0, 0,                    NULL),
-	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create),
+	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create, MASKED(create)),
 	ROW(IOCTL,           ARG(ioctl),           OUT(ioctl),        0, 0, 0,                    NULL),
 	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
 	ROW(BATCH_FORGET,    ARG(batch_forget),    0,                 0, 0, NO_REPLY,             op_batch_forget),
@@ -84,7 +88,7 @@ static const struct row rows[] = {
 	ROW(COPY_FILE_RANGE, ARG(copy_file_range), OUT(write),        0, 0, MODIFIES,             NULL),
 	ROW(SYNCFS,          ARG(syncfs),          0,                 0, 0, 0,                    NULL),
 	/* Its name is the "/" of a dentry that has none yet (fs/fuse/dir.c, fuse_tmpfile). */
-	ROW(TMPFILE,         ARG(create),          ENTRY + OUT(open), 0, 1, MODIFIES | AS_CALLER, NULL),
+	ROW(TMPFILE,         ARG(create),          ENTRY + OUT(open), 0, 1, MODIFIES | AS_CALLER, NULL, MASKED(create)),
 	/* Too new for the system's header (newer.h). */
 	[OP_STATX] = {"STATX", sizeof(struct wire_statx_in), 0, 0, 0, 0, NULL},
 	[OP_COPY_FILE_RANGE_64] = {"COPY_FILE_RANGE_64", ARG(copy_file_range),
@@ -207,7 +211,9 @@ static int64_t run(struct core *core, const struct row *row, struct fuse_request
 
 	if (!(row->flags & AS_CALLER))
 		return serve(core, request);
-	result = cred_enter(core, request, &cred);
+	result = row->umask ? umask_apply(core, request, row->mode, row->umask) : 0;
+	if (result == 0)
+		result = cred_enter(core, request, &cred);
 	if (result < 0)
 		return result;
 	result = serve(core, request);

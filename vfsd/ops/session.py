@@ -4,12 +4,15 @@ INIT settles what both sides do: fs/fuse/inode.c, fuse_send_init and process_ini
 """
 
 import errno
+import logging
 import os
 from typing import Any
 
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core, Settings, check, packed
 from vfsd.door import Request, op
+
+log = logging.getLogger("vfsd.session")
 
 #: Linux 5.4, the first kernel with virtiofs.
 MINOR_MIN = 31
@@ -31,6 +34,9 @@ ALWAYS = (
     # From now on only what creates an inode says who asks. Nothing here goes by the caller of anything else.
     | lib.FUSE_ALLOW_IDMAP
 )
+
+#: POSIX ACLs take all three: the daemon applies umasks, and clears sgid when told to.
+ACLS = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SETXATTR_EXT
 
 PAGE = 4096
 #: Pages of a request when the guest doesn't offer MAX_PAGES (FUSE_DEFAULT_MAX_PAGES_PER_REQ).
@@ -66,6 +72,17 @@ def wanted(settings: Settings) -> int:
     return flags
 
 
+def negotiated(settings: Settings, offered: int) -> int:
+    """The INIT flags that both sides use. OSError when the guest can't do what it must."""
+    flags = wanted(settings)
+    if settings.posix_acl != "never" and offered & ACLS == ACLS:
+        flags |= ACLS
+    elif settings.posix_acl == "always":
+        log.error("--posix-acl=always: the guest's kernel does not offer POSIX ACLs, so it can't mount")
+        raise OSError(errno.EPROTO, "the guest does not offer POSIX ACLs")
+    return offered & flags
+
+
 @op("INIT", tail=True)
 def init(core: Core, request: Request, body: bytes) -> bytes:
     # A guest before Linux 6.0 sends the struct's first 16 bytes.
@@ -79,7 +96,7 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
     offered = asked.flags
     if offered & lib.FUSE_INIT_EXT:
         offered |= asked.flags2 << 32
-    agreed = offered & wanted(core.settings)
+    agreed = negotiated(core.settings, offered)
     # Only under the agreement does an OPEN tell whether its truncation takes set-id bits away. Without it the guest
     # truncates by SETATTR and takes them away itself. FUSE_HANDLE_KILLPRIV, which 5.4 to 5.10 offer alone, is no help:
     # it says of no request whether its caller has CAP_FSETID.

@@ -8,15 +8,15 @@ through vfsd/acl.py.
 
 import errno
 import os
+from stat import S_IMODE, S_ISGID
 from typing import Any
 
 from vfsd._fuse import ffi, lib
 from vfsd.acl import to_guest, to_host
 from vfsd.core import Core, packed
 from vfsd.door import Request, op
+from vfsd.xattrmap import ACLS
 
-#: The guest enforces modes, and POSIX ACLs are not negotiated: what it would not enforce it can't set or see.
-ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 FLAGS = os.XATTR_CREATE | os.XATTR_REPLACE
 
 
@@ -34,7 +34,7 @@ def listxattr(core: Core, request: Request, arg: Any) -> bytes:
         names = [os.fsencode(name) for name in os.listxattr(str(fd))]
     if core.settings.xattrmap:
         names = core.settings.xattrmap.guest_names(names)
-    return _sized(b"".join(name + b"\0" for name in names if name not in ACLS), arg.size)
+    return _sized(b"".join(name + b"\0" for name in names if name not in ACLS or _acls(core)), arg.size)
 
 
 @op("SETXATTR", tail=True)
@@ -56,6 +56,8 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
             # XATTR_CREATE. What is there as asked for was made by this request (namespace.py, rule 2).
             if not (request.replay and os.getxattr(str(fd), host_name) == value):
                 raise
+        if name == ACLS[0] and arg.setxattr_flags & lib.FUSE_SETXATTR_ACL_KILL_SGID:
+            _clear_sgid(fd)
     return b""
 
 
@@ -79,9 +81,25 @@ def _check_on(core: Core) -> None:
 def _host_name(core: Core, name: bytes) -> bytes:
     """What the host calls the guest's attribute `name`. OSError when it is not for the guest."""
     _check_on(core)
-    if name in ACLS:
+    # The guest enforces them once they are negotiated. What it would not enforce it can't set or see.
+    if name in ACLS and not _acls(core):
         raise OSError(errno.EOPNOTSUPP, "POSIX ACLs are off")
     return core.settings.xattrmap.host_name(name) if core.settings.xattrmap else name
+
+
+def _acls(core: Core) -> bool:
+    """Whether the guest enforces POSIX ACLs."""
+    return bool(core.session.flags & lib.FUSE_POSIX_ACL)
+
+
+def _clear_sgid(fd: int) -> None:
+    """The caller is not of the file's group, and may not keep its sgid bit (fs/posix_acl.c, posix_acl_update_mode).
+
+    By hand: the host would judge by our groups, of which root's is one.
+    """
+    mode = os.fstat(fd).st_mode
+    if mode & S_ISGID:
+        os.chmod(str(fd), S_IMODE(mode) & ~S_ISGID)
 
 
 def _sized(value: bytes, room: int) -> bytes:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from vfsd.errors import Failure, UsageError
-from vfsd.options import GROUPS, LEGACY, Option
+from vfsd.option import Option
+from vfsd.options import GROUPS, LEGACY
 from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
 from vfsd.xattrmap import ACLS, XattrMap

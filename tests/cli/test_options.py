@@ -8,7 +8,8 @@ import pytest
 from vfsd.config import Config, parse
 from vfsd.core import Settings
 from vfsd.errors import UsageError
-from vfsd.options import LEGACY, OPTIONS, Option
+from vfsd.option import Option
+from vfsd.options import LEGACY, OPTIONS
 from vfsd.translate import Owner, rule
 from vfsd.values import IdMap
 from vfsd.xattrmap import XattrMap

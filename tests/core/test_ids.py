@@ -94,6 +94,22 @@ def test_what_is_made_belongs_to_the_host_s_caller(privileged: Callable[..., Ser
 
 
 @as_root
+def test_the_guests_root_is_root_where_it_comes_from(privileged: Callable[..., Served]) -> None:
+    served = privileged(ids("map:0:1000:10", gid=("map:0:2000:10",)))
+    directory = served.root / "d"
+    directory.mkdir()
+    os.chown(directory, 1005, 2005)
+    directory.chmod(0o2700)
+    client = served.client
+    nodeid = client.lookup(ROOT, b"d").nodeid
+    client.create(nodeid, b"f", mode=0o2755)
+    assert owner(directory / "f") == (1000, 2005)
+    assert (directory / "f").stat().st_mode & stat.S_ISGID
+    client.uid, client.gid = 1, 1
+    client.create(nodeid, b"g", expect=EACCES)
+
+
+@as_root
 def test_supplementary_groups_are_translated(privileged: Callable[..., Served]) -> None:
     served = privileged(ids(gid=("map:10:2000:10", "forbid-guest:30:1")))
     directory = served.root / "d"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from errno import EACCES, EINVAL, EPERM
 from pathlib import Path
+from stat import S_IFCHR
 
 import pytest
 
@@ -46,6 +47,18 @@ def test_chown(translated: Callable[..., Mount]) -> None:
     client.setattr(nodeid, gid=20, expect=EPERM)
     client.setattr(nodeid, uid=NOBODY, expect=EINVAL)
     assert owner(path) == (1005, 1009)
+
+
+@as_root
+def test_the_guests_root_makes_devices(translated: Callable[..., Mount]) -> None:
+    mount = translated("map:0:1000:10")
+    mount.root.chmod(0o755)
+    client = mount.client
+    client.mknod(ROOT, b"null", S_IFCHR | 0o666, os.makedev(1, 3))
+    assert owner(mount.root / "null") == (1000, 1000)
+    mount.root.chmod(0o777)
+    client.uid = 1
+    client.mknod(ROOT, b"zero", S_IFCHR | 0o666, os.makedev(1, 5), expect=EPERM)
 
 
 @as_root

@@ -96,15 +96,20 @@ static int groups_read(const struct fuse_request *request, struct groups *groups
 	return error;
 }
 
-/* A guest that cannot name the caller's groups (before Linux 6.3) has checked the access itself: let its word stand. From
- * Linux 6.1 on it has also taken sgid off what its caller may not give that bit (fs/namei.c, vfs_prepare_mode). */
-static void keep_word(const struct core *core)
+/* What the guest has checked itself and the host can't, for a caller that is not root here.
+ *
+ * The guest's root, whose id is translated, is root where it comes from. Of others a guest before Linux 6.3 cannot name
+ * the groups, so its word must stand; from Linux 6.1 on it has also taken sgid off what its caller may not give that bit
+ * (fs/namei.c, vfs_prepare_mode). */
+static void keep_word(const struct core *core, bool root)
 {
 	struct capabilities caps;
 	uint32_t bits = 1U << CAP_DAC_OVERRIDE;
 
-	if (core->config.session->minor >= MINOR_LINUX_6_1)
+	if (root || core->config.session->minor >= MINOR_LINUX_6_1)
 		bits |= 1U << CAP_FSETID;
+	if (root)
+		bits |= 1U << CAP_MKNOD;
 	capabilities_read(&caps);
 	caps.data[0].effective |= caps.data[0].permitted & bits;
 	restore(SYS_capset, (long)&caps.header, (long)caps.data, 0);
@@ -112,7 +117,7 @@ static void keep_word(const struct core *core)
 
 int cred_enter(struct core *core, const struct fuse_request *request, struct cred *cred)
 {
-	bool extension = negotiated(core, FUSE_CREATE_SUPP_GROUP);
+	bool extension = negotiated(core, FUSE_CREATE_SUPP_GROUP), root = request->header.uid == 0;
 	uint32_t uid = request->header.uid, gid = request->header.gid;
 	struct groups groups = {0};
 	int error = 0;
@@ -140,8 +145,8 @@ int cred_enter(struct core *core, const struct fuse_request *request, struct cre
 	}
 	if (error < 0)
 		cred_leave(cred);
-	else if (cred->uid && !extension)
-		keep_word(core);
+	else if (cred->uid && (root || !extension))
+		keep_word(core, root);
 	return error;
 }
 

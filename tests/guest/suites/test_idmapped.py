@@ -19,7 +19,8 @@ def test_idmapped_mount(place: Place) -> None:
     text = place.run("umount /run/own && python3 idmapped.py $PWD/tree").text
     assert text == native.text
     # And what is below is what the host has.
-    owners = {fields[0]: (int(fields[-2]), int(fields[-1])) for line in text.splitlines() if (fields := line.split())}
+    lines = [line.split() for line in text.splitlines()]
+    owners = {fields[0]: (int(fields[4]), int(fields[5])) for fields in lines if len(fields) == 6}
     for name in ("file", "dir", "link", "fifo", "renamed", "other", "group/in"):
         host = (place.host / "tree/below" / name).lstat()
         assert (host.st_uid, host.st_gid) == owners[name], name

@@ -11,8 +11,8 @@ from struct import Struct, error, pack_into, unpack_from
 
 from vfsd._fuse import lib
 from vfsd.core import UNCHANGED, Core
+from vfsd.xattrmap import ACLS
 
-ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 CAPABILITY = b"security.capability"
 
 #: struct posix_acl_xattr_header, whose only version this is, and posix_acl_xattr_entry: tag, permissions, id.

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
-from vfsd.acl import ACLS, CAPABILITY, acl, capability, to_guest, to_host
+from vfsd.acl import CAPABILITY, acl, capability, to_guest, to_host
 from vfsd.core import Settings
 from vfsd.translate import Owner, rule, tables
+from vfsd.xattrmap import ACLS
 
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
 NONE = 2**32 - 1
@@ -70,7 +71,7 @@ def test_a_capability_of_a_namespace_names_its_root() -> None:
 def translated(path: Path, *rules: str, one: Owner | None = None) -> Iterator[Mount]:
     found = [rule(text) for text in rules]
     ids = tables(found, found, one, Owner(os.geteuid(), os.getegid())) if rules or one else None
-    with share(path, Settings(xattr=True, ids=ids)) as mount:
+    with share(path, Settings(xattr=True, posix_acl="always", ids=ids)) as mount:
         yield mount
 
 
@@ -121,6 +122,25 @@ def test_capabilities_and_no_rules(tmp_path: Path) -> None:
     with translated(tmp_path) as mount:
         for name in (CAPABILITY, *ACLS):
             assert to_host(mount.core, name, value) == to_guest(mount.core, name, value) == value
+
+
+def test_an_acl_through_the_ops(tmp_path: Path) -> None:
+    with translated(tmp_path, "map:0:1000:10", "forbid-guest:20:1") as mount:
+        client = mount.client
+        (tmp_path / "d").mkdir()
+        nodeid = client.lookup(ROOT, b"d").nodeid
+        for name in ACLS:
+            client.setxattr(nodeid, name, usual(3, 4))
+            assert os.getxattr(tmp_path / "d", name) == usual(1003, 1004)
+            assert client.getxattr(nodeid, name) == usual(3, 4)
+            assert client.getxattr(nodeid, name, 0) == len(usual(3, 4))
+            client.setxattr(nodeid, name, usual(20, 4), expect=EPERM)
+            client.setxattr(nodeid, name, usual(3, 4)[:-1], expect=EINVAL)
+        # What inherits an ACL inherits it with the host's ids.
+        made = client.mkdir(nodeid, b"inside", 0o777)
+        assert os.getxattr(tmp_path / "d/inside", ACLS[1]) == usual(1003, 1004)
+        assert client.getxattr(made.nodeid, ACLS[0])[:4] == usual(3, 4)[:4]
+        assert struct.unpack_from("<I", client.getxattr(made.nodeid, ACLS[0]), 4 + 8 + 4) == (3,)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file capability takes root")

@@ -309,7 +309,12 @@ _PROCESS = (
         words=_LEVELS,
         legacy={"loglevel": None, "log_level": None},
     ),
-    Option("-d", "The same as --log-level=debug", "log_level", constant="debug", words={"debug": "debug"}),
+    Option(
+        *("-d", "The same as --log-level=debug", "log_level"),
+        constant="debug",
+        words={"debug": "debug"},
+        legacy={"debug": "debug"},
+    ),
     Option("--syslog", "Log to syslog rather than to standard error", "syslog", words=_SWITCH),
 )
 

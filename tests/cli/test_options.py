@@ -114,6 +114,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("-o cache=always,cache=auto", {"cache": "auto"}),
     ("-o loglevel=err", {"log_level": "error"}),
     ("-o log_level=debug", {"log_level": "debug"}),
+    ("-o debug", {"log_level": "debug"}),
     ("-o sandbox=chroot,modcaps=+sys_admin", {"sandbox": "chroot", "modcaps": ((True, 21),)}),
     ("-o xattr -o no_xattr", {"xattr": False}),
     ("-o no_xattr --xattr", {"xattr": True}),

@@ -62,6 +62,8 @@ class Config(NamedTuple):
     #: never, auto or always.
     posix_acl: str = "never"
     announce_submounts: bool = True
+    #: never, prefer or mandatory.
+    inode_file_handles: str = "prefer"
     preserve_noatime: bool = False
     readonly: bool = False
     #: Threads lent to each ring, at least 1.

@@ -5,9 +5,11 @@ Rule 2. A descriptor from `inode` or `handle` is pinned: it is used inside its `
 Rule 3. Runs once per request: no call here does more than its one C call needs.
 """
 
+import errno
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
@@ -73,10 +75,12 @@ class Settings(NamedTuple):
     flock: bool = True
     #: Descriptors of the largest ring: bounds the pages of one request.
     queue_size: int = 1024
-    #: How many inodes, handles and lock owners the guest may hold together, 0: as many as there is room for.
+    #: How many descriptors its inodes, handles and lock owners may hold together, 0: as many as there is room for.
     descriptors: int = 0
     #: How ids differ between guest and host; None: they don't.
     ids: Ids | None = None
+    #: never, prefer or mandatory: whether an inode whose descriptor was closed is opened by file handle.
+    file_handles: str = "prefer"
 
     @classmethod
     def of(cls, config: "Config", privileged: bool, queue_size: int = 1024, facts: Facts = NOTHING) -> Self:
@@ -102,6 +106,7 @@ class Settings(NamedTuple):
             flock=config.flock,
             queue_size=queue_size,
             ids=tables(config.translate_uid, config.translate_gid, config.owner, Owner(os.geteuid(), os.getegid())),
+            file_handles=config.inode_file_handles,
         )
 
     @property
@@ -118,6 +123,8 @@ class Settings(NamedTuple):
             | (lib.CORE_ALLOW_DIRECT_IO if self.allow_direct_io else 0)
             | (lib.CORE_PRESERVE_NOATIME if self.preserve_noatime else 0)
             | (lib.CORE_ANNOUNCE_SUBMOUNTS if self.announce_submounts else 0)
+            | (lib.CORE_FILE_HANDLES if self.file_handles != "never" else 0)
+            | (lib.CORE_FILE_HANDLES_ONLY if self.file_handles == "mandatory" else 0)
         )
 
 
@@ -306,6 +313,25 @@ class Core:
         check(lib.entry_from_fd(self.pointer, fd, out))
         return out.nodeid, packed(out)
 
+    @contextmanager
+    def moving(self, dir_fd: int, *names: bytes) -> Iterator[None]:
+        """For what takes names in a directory away: the inodes they lead to are not lost by it."""
+        tokens = [lib.inode_moving(self.pointer, dir_fd, name) for name in names]
+        try:
+            yield
+        finally:
+            for token in tokens:
+                lib.inode_moved(self.pointer, token)
+
+    def opening(self, call: Callable[[], int]) -> int:
+        """The descriptor that `call` opens. When there is none left, those of idle inodes are closed for it."""
+        while True:
+            try:
+                return call()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not lib.inode_evict(self.pointer):
+                    raise
+
     def forget(self, nodeid: int) -> None:
         """Takes one entry back that the guest is not told after all."""
         lib.inode_forget(self.pointer, nodeid, 1)
@@ -334,6 +360,11 @@ class Core:
     def inodes(self) -> int:
         """Inodes the guest knows, the root included."""
         return lib.core_inode_count(self.pointer)  # type: ignore[no-any-return]
+
+    @property
+    def opened(self) -> int:
+        """Inodes with a descriptor, the root included."""
+        return lib.core_opened_count(self.pointer)  # type: ignore[no-any-return]
 
     @property
     def handles(self) -> int:

@@ -23,8 +23,8 @@ QUEUES = 1 + 64
 #: struct virtio_fs_config: the tag, padded with NUL, and num_request_queues.
 CONFIG_SPACE = Struct("<36sI")
 
-#: Bytes of address space; a page costs memory once it is written. 64 bytes an inode, 32 a handle (vfsd/fuse).
-INODES_SIZE = 1 << 30
+#: Bytes of address space; a page costs memory once it is written. 128 bytes an inode, 32 a handle (vfsd/fuse).
+INODES_SIZE = 1 << 31
 HANDLES_SIZE = 1 << 26
 LOCKS_SIZE = 1 << 26
 

@@ -216,11 +216,10 @@ _SEMANTICS = (
     ),
     Option(
         "--inode-file-handles",
-        "Keep file handles rather than open descriptors; prefer and mandatory are not built yet",
-        *("", "never"),
-        words=_NEVER,
-        unbuilt=("prefer", "fallback", "mandatory"),
-        default="never",
+        "How files whose descriptors were closed, since there were too many, are opened again: by file handle where "
+        "that is possible, else by name (prefer); by name (never); by file handle or the start fails (mandatory)",
+        *("inode_file_handles", "MODE"),
+        words={"never": "never", "prefer": "prefer", "fallback": "prefer", "mandatory": "mandatory"},
     ),
     Option(
         "--no-killpriv-v2",

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, FrozenImporter
 
 from vfsd import capabilities, facts
+from vfsd._fuse import ffi as ffi_fuse
+from vfsd._fuse import lib as fuse
 from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
@@ -79,6 +81,8 @@ def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], se
     settle()
     privileged = _reduce_privileges(config) and spaces.identities
     found = _check_access(config, root_fd)
+    if config.inode_file_handles == "mandatory":
+        _check_file_handles(config, root_fd, proc_fd)
     _forbid_sources()
     return Share(root_fd, proc_fd, privileged, found)
 
@@ -218,6 +222,26 @@ def _check_access(config: Config, root_fd: int) -> facts.Facts:
     found = facts.find(fd)
     os.close(fd)
     return found
+
+
+def _check_file_handles(config: Config, root_fd: int, proc_fd: int) -> None:
+    """For --inode-file-handles=mandatory: whether the share's own file system can be served by file handle."""
+    own = os.open("self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
+    encodes = ffi_fuse.new("int *")
+    result = fuse.sys_check_file_handles(root_fd, own, encodes)
+    os.close(own)
+    if result == 0:
+        return
+    if not encodes[0]:
+        cause = f"the file system of {config.shared_dir} has no file handles that can be opened"
+    elif result == -errno.EPERM:
+        cause = (
+            "opening one takes CAP_DAC_READ_SEARCH outside any user namespace: start as root, without --uid-map and "
+            "--gid-map"
+        )
+    else:
+        cause = f"file handles of {config.shared_dir} can't be opened ({os.strerror(-result)})"
+    raise SandboxError(f"--inode-file-handles=mandatory: {cause}, or use --inode-file-handles=prefer")
 
 
 def _forbid_sources() -> None:

@@ -81,6 +81,25 @@ STARTED: list[tuple[str, str, Config]] = [
         Config(shared_dir="/mnt/share", fd=5, xattr=True, allow_direct_io=True, cache="metadata", syslog=True),
     ),
     (
+        "Proxmox, file handles",
+        "--fd=5 --shared-dir=/s --announce-submounts --inode-file-handles=prefer --syslog",
+        Config(shared_dir="/s", fd=5, syslog=True),
+    ),
+    (
+        "Talos",
+        "--syslog --inode-file-handles=mandatory --announce-submounts --fd 3 --shared-dir /srv --cache always "
+        "--sandbox chroot --xattr",
+        Config(
+            shared_dir="/srv",
+            fd=3,
+            syslog=True,
+            inode_file_handles="mandatory",
+            cache="always",
+            sandbox="chroot",
+            xattr=True,
+        ),
+    ),
+    (
         "virtme-ng",
         "--syslog --no-announce-submounts --readonly --socket-path /tmp/virtmeX --shared-dir / --sandbox none "
         "--cache always",
@@ -111,6 +130,7 @@ STARTED: list[tuple[str, str, Config]] = [
             threads=4,
             tag="ro-store",
             readonly=True,
+            inode_file_handles="never",
         ),
     ),
     (
@@ -206,21 +226,10 @@ FEATURES = ["posix-acl-negotiation-mode", "separate-options"]
 #: Manager, arguments, and what of them is not built yet.
 REFUSED = [
     (
-        "Proxmox, file handles",
-        "--fd=5 --shared-dir=/s --announce-submounts --inode-file-handles=prefer --syslog",
-        "--inode-file-handles=prefer",
-    ),
-    (
         "KubeVirt",
         "--socket-path=s --shared-dir=/srv --sandbox=none --cache=auto --migration-on-error=guest-error "
         "--migration-mode=find-paths",
         "--migration-on-error",
-    ),
-    (
-        "Talos",
-        "--syslog --inode-file-handles=mandatory --announce-submounts --fd 3 --shared-dir /srv --cache always "
-        "--sandbox chroot --xattr",
-        "--inode-file-handles=mandatory",
     ),
 ]
 

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.core.served import Served
+from tests.core.served import REAL_ROOT, Served
 from tests.fuseclient import FuseClient
+from vfsd._fuse import lib
+
+#: How inodes are found again, as core flags.
+MODES = {"names": 0, "handles": lib.CORE_FILE_HANDLES}
 
 
 def open_descriptors() -> int:
@@ -49,3 +53,18 @@ def root(served: Served) -> Path:
 @pytest.fixture
 def client(served: Served) -> FuseClient:
     return served.client
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    if request.param == "handles" and not REAL_ROOT:
+        pytest.skip("a file handle is opened by root only")
+    return str(request.param)
+
+
+@pytest.fixture
+def tight(serve: Callable[..., Served], mode: str) -> Served:
+    """A share whose guest may hold eight descriptors, the root's included."""
+    served = serve(core_flags=MODES[mode], session_flags=lib.FUSE_EXPORT_SUPPORT)
+    served.limit(8)
+    return served

@@ -3,12 +3,13 @@
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.direct import direct
-from tests.fuseclient import FuseClient
+from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import ffi, lib
 from vfsd.core import core_ids
 from vfsd.translate import Ids
@@ -18,6 +19,12 @@ RECORDS = 4096
 SECOND = 1_000_000_000
 #: Root of the machine, not of a user namespace that maps a few ids.
 REAL_ROOT = os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2] == str(2**32 - 1)
+
+#: struct inode_record and the header of its arena.
+RECORD = struct.Struct("=IIQQQqQiIQQQBBHiI36s")
+FIELDS = ["valid", "generation", "dev", "ino", "mnt_id", "btime", "nlookup", "fd", "type", "stamp", "base", "tag",
+          "how", "reserved", "len", "handle_type", "tail", "bytes"]  # fmt: skip
+HEADER = struct.Struct("=QIIII")  # magic record_size generation high reserved
 
 
 class Served:
@@ -41,8 +48,8 @@ class Served:
         self.root = root
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
         self.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
-        self.inodes = mmap.mmap(-1, records * 64)
-        self.handles = mmap.mmap(-1, records * 32)
+        self.inodes = mmap.mmap(-1, records * lib.INODE_RECORD)
+        self.handles = mmap.mmap(-1, records * lib.HANDLE_RECORD)
         self.locks = mmap.mmap(-1, records * 48)
         self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
         self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
@@ -106,3 +113,28 @@ class Served:
         lib.core_free(self.core)
         os.close(self.root_fd)
         os.close(self.proc_fd)
+
+
+def records(served: Served) -> dict[int, tuple[Any, ...]]:
+    """Slots of the inode arena that are marked valid, the root's left out."""
+    found = {}
+    for slot in range(2, HEADER.unpack_from(served.inodes)[3]):
+        record = RECORD.unpack_from(served.inodes, slot * RECORD.size)
+        if record[0] == 1:
+            found[slot] = record
+    return found
+
+
+def closed(served: Served) -> set[int]:
+    """Nodeids of the inodes without a descriptor."""
+    return {record[1] << 32 | slot for slot, record in records(served).items() if record[7] < 0 and record[8]}
+
+
+def crowd(served: Served, count: int = 40) -> None:
+    """Uses other inodes until whatever was idle is closed."""
+    directory = served.root / "crowd"
+    directory.mkdir(exist_ok=True)
+    at = served.client.lookup(ROOT, b"crowd").nodeid
+    for i in range(count):
+        (directory / str(i)).touch()
+        served.client.getattr(served.client.lookup(at, str(i).encode()).nodeid)

@@ -5,7 +5,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable
-from errno import EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOMEM, ENOTDIR, ENXIO, EROFS, ESTALE
+from errno import EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENFILE, ENOENT, ENOTDIR, ENXIO, EROFS, ESTALE
 from pathlib import Path
 
 import pytest
@@ -312,15 +312,18 @@ def test_files_of_proc_are_not_opened(root: Path, client: FuseClient) -> None:
 def test_what_cannot_be_held_is_not_made(served: Served, root: Path, client: FuseClient) -> None:
     (root / "known").touch()
     nodeid = client.lookup(ROOT, b"known").nodeid
+    fh = client.open(nodeid).fh
     served.limit(2)
-    client.create(ROOT, b"new", os.O_RDWR, expect=ENOMEM)
-    client.mkdir(ROOT, b"dir", expect=ENOMEM)
+    client.create(ROOT, b"new", os.O_RDWR, expect=ENFILE)
+    client.mkdir(ROOT, b"dir", expect=ENFILE)
     assert os.listdir(root) == ["known"]
     (root / "other").touch()
-    client.lookup(ROOT, b"other", expect=ENOMEM)
-    client.open(nodeid, expect=ENOMEM)
+    client.lookup(ROOT, b"other", expect=ENFILE)
+    client.open(nodeid, expect=ENFILE)
     assert client.lookup(ROOT, b"known").nodeid == nodeid
     served.limit(3)
+    client.open(nodeid, expect=ENFILE)  # it must be open itself, and so must the root
+    client.release(nodeid, fh)
     assert client.open(nodeid).fh
 
 

@@ -3,7 +3,7 @@
 import errno
 import struct
 from collections.abc import Callable
-from errno import E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOMEM, ENOSYS, EROFS
+from errno import E2BIG, EINVAL, EIO, ENAMETOOLONG, ENFILE, ENOSYS, EROFS
 from typing import Any
 
 import pytest
@@ -202,7 +202,7 @@ def test_what_the_door_sees(serve: Callable[..., Served]) -> None:
 @pytest.mark.parametrize(
     ("result", "expect"),
     [(-1, 1), (-38, 38), (-511, 511), (-512, EIO), (-(2**31), EIO), (-(2**63) + 1, EIO), (101, EIO), (2**40, EIO),
-     (-errno.EMFILE, ENOMEM)],
+     (-errno.EMFILE, ENFILE)],
 )  # fmt: skip
 def test_what_the_door_may_answer(serve: Callable[..., Served], result: int, expect: int) -> None:
     client = serve(door=lambda core, request: result).client

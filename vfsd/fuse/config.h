@@ -18,6 +18,10 @@ struct core_session {
 	uint32_t max_pages;
 };
 
+/* Bytes of a record of the arenas. */
+#define INODE_RECORD 128
+#define HANDLE_RECORD 32
+
 #define CORE_CACHE_NEVER 0
 #define CORE_CACHE_METADATA 1
 #define CORE_CACHE_AUTO 2
@@ -28,6 +32,8 @@ struct core_session {
 #define CORE_ALLOW_DIRECT_IO 4   /* pass O_DIRECT on to the host */
 #define CORE_PRESERVE_NOATIME 8  /* pass O_NOATIME on to the host */
 #define CORE_ANNOUNCE_SUBMOUNTS 16
+#define CORE_FILE_HANDLES 32     /* closed inodes are opened by file handle where the host can */
+#define CORE_FILE_HANDLES_ONLY 64 /* and never by name */
 
 /* Whose ids: the index of the arrays below. */
 #define CORE_UID 0
@@ -82,7 +88,7 @@ struct core_config {
 	void *inodes;           /* arenas */
 	void *handles;
 	void *locks;
-	uint32_t descriptors_max; /* inodes, handles and locks together may hold so many; 0: no limit */
+	uint32_t descriptors_max; /* that inodes, handles and locks may hold together; 0: no limit */
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;
 	uint64_t locks_size;

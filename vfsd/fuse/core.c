@@ -56,13 +56,6 @@ void core_reset(struct core *core)
 	inode_table_reset(core);
 }
 
-int check_room(struct core *core)
-{
-	uint32_t max = core->config.descriptors_max;
-
-	return max && core_inode_count(core) + core_handle_count(core) + core_lock_count(core) >= max ? -ENOMEM : 0;
-}
-
 uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64_t max)
 {
 	struct collection found = {.fds = fds, .max = max};

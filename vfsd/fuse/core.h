@@ -47,6 +47,12 @@ int fuse_row_in_c(uint32_t opcode);
  * Inode descriptors are O_PATH; *mode, if not NULL, gets the file type bits. */
 int inode_get(struct core *core, uint64_t nodeid, uint32_t *mode);
 void inode_put(struct core *core, uint64_t nodeid);
+/* Before a name is taken away from an inode (rename, unlink): the inode it leads to keeps its descriptor, so that it
+ * is not lost. A token for the matching inode_moved. `dir_fd` is a directory. */
+uint64_t inode_moving(struct core *core, int dir_fd, const char *name);
+void inode_moved(struct core *core, uint64_t token);
+/* Closes the descriptor of an idle inode after EMFILE or ENFILE: 1, or 0 when there is none. */
+int inode_evict(struct core *core);
 /* Takes back what an entry gave the guest, as FORGET does: for a reply that is not sent after all. */
 void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup);
 int handle_get(struct core *core, uint64_t fh);
@@ -113,6 +119,8 @@ struct priv {
 int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, struct priv *priv);
 void priv_end(struct core *core, const struct priv *priv);
 
+/* Inodes with a descriptor, the root's included. */
+uint64_t core_opened_count(struct core *core);
 /* Counts, the root inode's included; and every descriptor the arenas record (not the root's, which is the
  * configuration's): fills `fds` up to `max` and returns how many there are. */
 uint64_t core_inode_count(struct core *core);
@@ -120,6 +128,8 @@ uint64_t core_handle_count(struct core *core);
 uint64_t core_lock_count(struct core *core);
 uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64_t max);
 
+/* Whether the share's file system can be served by file handles: 0, or -errno, and whether it has any. */
+int sys_check_file_handles(int root_fd, int proc_fd, int *encodes);
 /* System calls Python's os module lacks; 0 or a length, or -errno. */
 int sys_renameat2(int olddir, const char *oldname, int newdir, const char *newname, uint32_t flags);
 int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length);

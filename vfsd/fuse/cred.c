@@ -160,6 +160,11 @@ void cred_leave(const struct cred *cred)
 		restore(SYS_setgroups, 0, 0, 0);
 }
 
+bool cred_acting(const struct core *core)
+{
+	return (core->config.flags & CORE_PRIVILEGED) && syscall(SYS_geteuid) != 0;
+}
+
 /* Takes a capability out of the effective set. 1 when it was there. */
 static int drop(int capability)
 {

@@ -17,7 +17,7 @@ struct handle_record {
 	int32_t fd;
 	uint32_t reserved[3];
 };
-_Static_assert(sizeof(struct handle_record) == 32, "the arena's format");
+_Static_assert(sizeof(struct handle_record) == HANDLE_RECORD, "the arena's format");
 
 static struct handle_record *record_at(struct core *core, uint32_t slot)
 {
@@ -35,9 +35,8 @@ bool descriptor_is_of(struct core *core, int fd, uint64_t nodeid)
 	struct inode_key key, named;
 	struct statx stat;
 
-	if (stat_fd(fd, &stat) < 0 || inode_get_key(core, nodeid, &named) < 0)
+	if (stat_fd(fd, &stat) < 0 || inode_key(core, nodeid, &named) < 0)
 		return false;
-	inode_put(core, nodeid);
 	key_of(&stat, &key);
 	return key.ino == named.ino && key.dev == named.dev;
 }
@@ -103,6 +102,25 @@ int handle_get(struct core *core, uint64_t fh)
 	record = (struct handle_record *)slots_find(&core->handles, fh, &slot);
 	if (record) {
 		core->handles.private[slot].pins++;
+		fd = record->fd;
+	}
+	pthread_mutex_unlock(&core->handles.lock);
+	return fd;
+}
+
+int handle_of_inode(struct core *core, uint64_t nodeid, uint64_t *fh)
+{
+	uint32_t slot;
+	int fd = -EBADF;
+
+	pthread_mutex_lock(&core->handles.lock);
+	for (slot = FIRST_SLOT; slot < core->handles.high && fd < 0; slot++) {
+		struct handle_record *record = record_at(core, slot);
+
+		if (record->slot.valid != 1 || record->nodeid != nodeid)
+			continue;
+		core->handles.private[slot].pins++;
+		*fh = slots_id(&core->handles, slot);
 		fd = record->fd;
 	}
 	pthread_mutex_unlock(&core->handles.lock);

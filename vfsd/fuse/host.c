@@ -7,7 +7,11 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
+/* Linux 6.8: a mount's number that no later mount gets. An older kernel gives what STATX_MNT_ID asks for. */
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000U
+#endif
+#define STAT_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID | STATX_MNT_ID_UNIQUE)
 
 int stat_fd(int fd, struct statx *stat)
 {
@@ -24,7 +28,7 @@ void key_of(const struct statx *stat, struct inode_key *key)
 	*key = (struct inode_key){
 		.dev = (uint64_t)stat->stx_dev_major << 32 | stat->stx_dev_minor,
 		.ino = stat->stx_ino,
-		.mnt_id = stat->stx_mask & STATX_MNT_ID ? stat->stx_mnt_id : 0,
+		.mnt_id = stat->stx_mask & (STATX_MNT_ID | STATX_MNT_ID_UNIQUE) ? stat->stx_mnt_id : 0,
 		.type = stat->stx_mode & S_IFMT,
 	};
 	if (stat->stx_mask & STATX_BTIME)

@@ -1,10 +1,11 @@
 /* The inode table: which host inode a nodeid stands for.
  *
- * Rule 1. A nodeid stands for one host inode for its whole life. The record's O_PATH descriptor keeps that inode, and
- *         so its inode number, from being used again; a file system that re-uses numbers all the same is told by the
- *         birth time and the type, which are part of the key.
- * Rule 2. `nlookup` is the guest's count and untrusted: it saturates. A record with nlookup > 0 holds one pin. The last
- *         pin ends the record, so a FORGET cannot close a descriptor another thread works on.
+ * Rule 1. A nodeid stands for one host inode for its whole life. While its record has a descriptor (O_PATH), that keeps
+ *         the inode, and so its inode number, from being used again. While it has none (evict.c), a digest of the file
+ *         handle tells it from a later inode of the same number. Birth time and type are part of the key besides.
+ * Rule 2. `nlookup` is the guest's count and untrusted: it saturates. A record is kept by references (the guest's
+ *         count is one, each record that is found through it another) and by pins. The last of both ends it, so a FORGET
+ *         cannot close a descriptor another thread works on.
  * Rule 3. The hash index is private and derived.
  * Rule 4. The root is slot 1 with generation 0 (FUSE_ROOT_ID). Its descriptor is the configuration's; it never goes.
  */
@@ -13,104 +14,62 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define FIRST_SLOT 2
-
-/* A record worth keeping, as far as the record alone can tell. */
-static bool plausible(const struct inode_record *record)
+void loose_close(struct loose *loose)
 {
-	return record->slot.generation != 0 && record->nlookup > 0 && record->fd >= 0;
+	while (loose->count)
+		close(loose->fds[--loose->count]);
 }
 
-static bool inode_check(void *opaque, struct slot_record *slot_record, uint32_t slot)
+/* Ends a record. Returns the slot that has lost a reference by it, or 0. */
+static uint32_t end(struct core *core, uint32_t slot, struct loose *loose)
 {
-	struct inode_record *record = (struct inode_record *)slot_record;
-	struct inode_key key, recorded = record_key(record);
-	struct core *core = opaque;
-	struct statx stat;
+	uint32_t base = 0;
 
-	if (!plausible(record) || stat_fd(record->fd, &stat) < 0)
-		return false;
-	key_of(&stat, &key);
-	if (!same_place(&key, &recorded) || index_find(core, &key, same_key))
-		return false;
-	record->btime = key.btime;
-	core->inodes.private[slot].pins = 1;
-	index_insert(core, slot);
-	return true;
-}
-
-static int root_open(struct core *core)
-{
-	struct inode_record *root = inode_record(core, FUSE_ROOT_ID);
-	struct inode_key key;
-	struct statx stat;
-	int error = stat_fd(core->config.root_fd, &stat);
-
-	if (error < 0)
-		return error;
-	key_of(&stat, &key);
-	if (key.type != S_IFDIR)
-		return -ENOTDIR;
-	core->root_dev = key.dev;
-	*root = (struct inode_record){
-		.slot = {.valid = 1}, .dev = key.dev, .ino = key.ino, .mnt_id = key.mnt_id, .btime = key.btime,
-		.nlookup = 1, .fd = core->config.root_fd, .type = key.type,
-	};
-	core->inodes.private[FUSE_ROOT_ID].pins = 1;
-	index_insert(core, FUSE_ROOT_ID);
-	return 0;
-}
-
-int inode_table_open(struct core *core)
-{
-	int error;
-
-	error = index_open(core);
-	if (error < 0)
-		return error;
-	error = slots_open(&core->inodes, core->config.inodes, core->config.inodes_size, sizeof(struct inode_record),
-			   FIRST_SLOT, inode_check, core);
-	if (error < 0) {
-		index_close(core);
-		return error;
-	}
-	while (index_grow(core))
-		;
-	error = root_open(core);
-	if (error < 0)
-		inode_table_close(core);
-	return error;
-}
-
-void inode_table_close(struct core *core)
-{
-	slots_close(&core->inodes);
-	index_close(core);
-}
-
-/* Drops one pin. Returns the descriptor to close once the lock is free, or -1. */
-static int unpin(struct core *core, uint32_t slot)
-{
-	struct inode_record *record = inode_record(core, slot);
-
-	if (--core->inodes.private[slot].pins)
-		return -1;
 	slots_revoke(&core->inodes, slot);
 	index_remove(core, slot);
+	if (is_closed(core, slot)) {
+		base = locator_drop(core, slot, loose);
+	} else {
+		descriptor_gone(core, slot);
+		loose_add(loose, inode_record(core, slot)->fd);
+	}
 	slots_give(&core->inodes, slot);
-	return record->fd;
+	return base;
 }
 
-static void close_dropped(int fd)
+void inode_settle(struct core *core, uint32_t slot, struct loose *loose)
 {
-	if (fd >= 0)
-		close(fd);
+	while (slot && !core->inodes.private[slot].pins && !core->inodes.private[slot].refs)
+		slot = end(core, slot, loose);
+}
+
+void inode_unpin(struct core *core, uint32_t slot, struct loose *loose)
+{
+	core->inodes.private[slot].pins--;
+	inode_settle(core, slot, loose);
+}
+
+void inode_unpin_unlocked(struct core *core, uint32_t slot)
+{
+	struct loose loose = {0};
+
+	pthread_mutex_lock(&core->inodes.lock);
+	inode_unpin(core, slot, &loose);
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+}
+
+struct inode_record *inode_at(struct core *core, uint64_t nodeid, uint32_t *slot)
+{
+	struct inode_record *record = (struct inode_record *)slots_find(&core->inodes, nodeid, slot);
+
+	return record && !is_tail(record) ? record : NULL;
 }
 
 /* A record the guest may name: it has looked it up and not forgotten it. */
 static struct inode_record *known(struct core *core, uint64_t nodeid, uint32_t *slot)
 {
-	struct inode_record *record = (struct inode_record *)slots_find(&core->inodes, nodeid, slot);
+	struct inode_record *record = inode_at(core, nodeid, slot);
 
 	return record && record->nlookup ? record : NULL;
 }
@@ -118,17 +77,25 @@ static struct inode_record *known(struct core *core, uint64_t nodeid, uint32_t *
 int inode_get_key(struct core *core, uint64_t nodeid, struct inode_key *key)
 {
 	struct inode_record *record;
-	int fd = -ESTALE;
+	int fd = -1;
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
 	record = known(core, nodeid, &slot);
 	if (record) {
 		core->inodes.private[slot].pins++;
+		spare(core, slot);
 		*key = record_key(record);
 		fd = record->fd;
 	}
 	pthread_mutex_unlock(&core->inodes.lock);
+	if (!record)
+		return -ESTALE;
+	if (fd < 0) {
+		fd = inode_restore(core, slot, false);
+		if (fd < 0)
+			inode_unpin_unlocked(core, slot);
+	}
 	return fd;
 }
 
@@ -140,133 +107,6 @@ int inode_get(struct core *core, uint64_t nodeid, uint32_t *mode)
 	if (fd >= 0 && mode)
 		*mode = key.type;
 	return fd;
-}
-
-void inode_put(struct core *core, uint64_t nodeid)
-{
-	int fd = -1;
-	uint32_t slot;
-
-	/* A pinned record is valid, so it is found by any id that inode_get took. */
-	pthread_mutex_lock(&core->inodes.lock);
-	if (slots_find(&core->inodes, nodeid, &slot) && core->inodes.private[slot].pins)
-		fd = unpin(core, slot);
-	pthread_mutex_unlock(&core->inodes.lock);
-	close_dropped(fd);
-}
-
-static uint64_t raise_nlookup(struct core *core, uint32_t slot)
-{
-	struct inode_record *record = inode_record(core, slot);
-
-	if (record->nlookup == 0)
-		core->inodes.private[slot].pins++;
-	if (record->nlookup < UINT64_MAX)
-		record->nlookup++;
-	return slots_id(&core->inodes, slot);
-}
-
-/* A record that differs in the birth time only is another inode, or the same on overlayfs, where a copy-up changes it.
- * Its own descriptor knows: the record follows. The nodeid, nlookup raised, or 0. Called, and returns, with the lock. */
-static uint64_t find_reborn(struct core *core, const struct inode_key *key, int *dropped)
-{
-	uint32_t slot = index_find(core, key, same_place);
-	struct inode_record *record = inode_record(core, slot);
-	struct inode_key now = {0};
-	uint64_t nodeid = 0;
-	struct statx stat;
-
-	if (!slot)
-		return 0;
-	core->inodes.private[slot].pins++;
-	pthread_mutex_unlock(&core->inodes.lock);
-	if (stat_fd(record->fd, &stat) == 0)
-		key_of(&stat, &now);
-	pthread_mutex_lock(&core->inodes.lock);
-	if (same_key(&now, key)) {
-		record->btime = key->btime;
-		nodeid = raise_nlookup(core, slot);
-	}
-	*dropped = unpin(core, slot);
-	return nodeid;
-}
-
-uint64_t inode_find(struct core *core, const struct inode_key *key)
-{
-	uint64_t nodeid;
-	int dropped = -1;
-	uint32_t slot;
-
-	pthread_mutex_lock(&core->inodes.lock);
-	slot = index_find(core, key, same_key);
-	nodeid = slot ? raise_nlookup(core, slot) : find_reborn(core, key, &dropped);
-	pthread_mutex_unlock(&core->inodes.lock);
-	close_dropped(dropped);
-	return nodeid;
-}
-
-static uint32_t insert(struct core *core, const struct inode_key *key, int fd)
-{
-	/* A request that DESTROY overtook leaves nothing behind. */
-	uint32_t slot = core->config.session->mounted ? slots_take(&core->inodes) : 0;
-	struct inode_record *record;
-
-	if (!slot)
-		return 0;
-	record = inode_record(core, slot);
-	record->dev = key->dev;
-	record->ino = key->ino;
-	record->mnt_id = key->mnt_id;
-	record->btime = key->btime;
-	record->type = key->type;
-	record->nlookup = 0;
-	record->fd = fd;
-	record->stamp = 0;
-	index_insert(core, slot);
-	slots_publish(&core->inodes, slot);
-	index_grow(core);
-	return slot;
-}
-
-int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *nodeid)
-{
-	uint32_t slot;
-	int unused = fd;
-
-	pthread_mutex_lock(&core->inodes.lock);
-	/* Another thread may have added it since inode_find. */
-	slot = index_find(core, key, same_key);
-	if (!slot && (slot = insert(core, key, fd)))
-		unused = -1;
-	if (slot)
-		*nodeid = raise_nlookup(core, slot);
-	pthread_mutex_unlock(&core->inodes.lock);
-	close_dropped(unused);
-	return slot ? 0 : -ENOMEM;
-}
-
-void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
-{
-	struct inode_record *record;
-	bool forgotten = false;
-	int fd = -1;
-	uint32_t slot;
-
-	if (nodeid == FUSE_ROOT_ID || nlookup == 0)
-		return;
-	pthread_mutex_lock(&core->inodes.lock);
-	record = known(core, nodeid, &slot);
-	if (record) {
-		record->nlookup -= nlookup < record->nlookup ? nlookup : record->nlookup;
-		forgotten = record->nlookup == 0;
-		if (forgotten)
-			fd = unpin(core, slot);
-	}
-	pthread_mutex_unlock(&core->inodes.lock);
-	close_dropped(fd);
-	/* A lock that nobody can name any more is in everybody's way. */
-	if (forgotten)
-		lock_release_handle(core, nodeid, EVERY_HANDLE);
 }
 
 bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp)
@@ -285,42 +125,225 @@ bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp)
 	return same;
 }
 
-void inode_table_reset(struct core *core)
+int inode_key(struct core *core, uint64_t nodeid, struct inode_key *key)
 {
-	uint32_t slot, high;
+	struct inode_record *record;
+	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
-	high = core->inodes.high;
+	record = known(core, nodeid, &slot);
+	if (record)
+		*key = record_key(record);
 	pthread_mutex_unlock(&core->inodes.lock);
-	for (slot = FIRST_SLOT; slot < high; slot++) {
-		uint64_t nodeid;
+	return record ? 0 : -ESTALE;
+}
 
-		pthread_mutex_lock(&core->inodes.lock);
-		nodeid = slots_id(&core->inodes, slot);
-		pthread_mutex_unlock(&core->inodes.lock);
-		inode_forget(core, nodeid, UINT64_MAX);
+void inode_put(struct core *core, uint64_t nodeid)
+{
+	struct loose loose = {0};
+	uint32_t slot;
+
+	/* A pinned record is valid, so it is found by any id that inode_get took. */
+	pthread_mutex_lock(&core->inodes.lock);
+	if (inode_at(core, nodeid, &slot) && core->inodes.private[slot].pins)
+		inode_unpin(core, slot, &loose);
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+}
+
+/* The guest is told of an inode once more, found in `dir`. */
+static uint64_t tell(struct core *core, uint32_t slot, uint64_t dir)
+{
+	struct inode_record *record = inode_record(core, slot);
+
+	if (record->nlookup == 0)
+		core->inodes.private[slot].refs++;
+	if (record->nlookup < UINT64_MAX)
+		record->nlookup++;
+	if (dir && record->fd >= 0)
+		record->base = dir;
+	return slots_id(&core->inodes, slot);
+}
+
+/* The slot of a key, or 0. Locked. Of an inode without a descriptor the number may have been used again, which only the
+ * tag of its file handle tells; without one (NULL) *doubt says whether it would matter. */
+static uint32_t find(struct core *core, const struct inode_key *key, const uint64_t *tag, bool *doubt)
+{
+	uint32_t slot;
+
+	*doubt = false;
+	for (slot = index_first(core, key); slot; slot = index_next(core, slot)) {
+		struct inode_record *record = inode_record(core, slot);
+		struct inode_key known = record_key(record);
+
+		if (!same_key(&known, key))
+			continue;
+		if (record->fd >= 0 || (tag && *tag == record->tag))
+			return slot;
+		*doubt = !tag;
 	}
+	return 0;
 }
 
-uint64_t core_inode_count(struct core *core)
+/* The same, which asks for the tag where it matters. It lets go of the lock for that, so what is found is looked for
+ * again. By a name the tag may come from another inode than the key, which then matches nothing. */
+static uint32_t find_surely(struct core *core, const struct inode_key *key, const struct found *found)
 {
-	uint64_t count;
+	struct inode_handle handle;
+	uint32_t slot;
+	bool doubt;
+
+	slot = find(core, key, NULL, &doubt);
+	if (slot || !doubt)
+		return slot;
+	pthread_mutex_unlock(&core->inodes.lock);
+	file_handle_of(found->fd, found->name, &handle);
+	pthread_mutex_lock(&core->inodes.lock);
+	return find(core, key, &handle.tag, &doubt);
+}
+
+uint32_t inode_pin_key(struct core *core, const struct inode_key *key, const struct found *found)
+{
+	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
-	count = core->inodes.count + 1; /* the root has no mark of its own */
+	slot = find_surely(core, key, found);
+	if (slot)
+		core->inodes.private[slot].pins++;
 	pthread_mutex_unlock(&core->inodes.lock);
-	return count;
+	return slot;
 }
 
-static void collect(void *opaque, const struct slot_record *slot_record, uint32_t slot)
+static uint32_t find_open_place(struct core *core, const struct inode_key *key)
 {
-	const struct inode_record *record = (const struct inode_record *)slot_record;
+	uint32_t slot;
 
-	if (slot >= FIRST_SLOT && plausible(record))
-		collect_fd(opaque, record->fd);
+	for (slot = index_first(core, key); slot; slot = index_next(core, slot)) {
+		struct inode_key known = record_key(inode_record(core, slot));
+
+		if (!is_closed(core, slot) && same_place(&known, key))
+			return slot;
+	}
+	return 0;
 }
 
-void inode_descriptors(const struct core_config *config, struct collection *to)
+/* A record that differs in the birth time only is another inode, or the same on overlayfs, where a copy-up changes it.
+ * Its own descriptor knows: the record follows. The nodeid, nlookup raised, or 0. Called, and returns, with the lock. */
+static uint64_t find_reborn(struct core *core, const struct inode_key *key, uint64_t dir, struct loose *loose)
 {
-	slots_walk(config->inodes, config->inodes_size, sizeof(struct inode_record), collect, to);
+	uint32_t slot = find_open_place(core, key);
+	struct inode_record *record = inode_record(core, slot);
+	struct inode_key now = {0};
+	uint64_t nodeid = 0;
+	struct statx stat;
+
+	if (!slot)
+		return 0;
+	core->inodes.private[slot].pins++;
+	pthread_mutex_unlock(&core->inodes.lock);
+	if (stat_fd(record->fd, &stat) == 0)
+		key_of(&stat, &now);
+	pthread_mutex_lock(&core->inodes.lock);
+	if (same_key(&now, key)) {
+		record->btime = key->btime;
+		nodeid = tell(core, slot, dir);
+	}
+	inode_unpin(core, slot, loose);
+	return nodeid;
+}
+
+uint64_t inode_find(struct core *core, const struct inode_key *key, const struct found *found)
+{
+	struct loose loose = {0};
+	uint64_t nodeid;
+	uint32_t slot;
+
+	pthread_mutex_lock(&core->inodes.lock);
+	slot = find_surely(core, key, found);
+	if (!slot)
+		nodeid = find_reborn(core, key, found->dir, &loose);
+	else if (is_closed(core, slot) && !locator_agrees(core, slot, found))
+		/* It would not be found where it is known to be: it gets a descriptor, by inode_add. */
+		nodeid = 0;
+	else
+		nodeid = tell(core, slot, found->dir);
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+	return nodeid;
+}
+
+static uint32_t insert(struct core *core, const struct inode_key *key, int fd)
+{
+	/* A request that DESTROY overtook leaves nothing behind. */
+	uint32_t slot = core->config.session->mounted ? slots_take(&core->inodes) : 0;
+	struct inode_record *record;
+
+	if (!slot)
+		return 0;
+	record = inode_record(core, slot);
+	*record = (struct inode_record){
+		.slot = record->slot, .dev = key->dev, .ino = key->ino, .mnt_id = key->mnt_id, .btime = key->btime,
+		.fd = fd, .type = key->type,
+	};
+	index_insert(core, slot);
+	slots_publish(&core->inodes, slot);
+	descriptor_got(core, slot);
+	index_grow(core);
+	return slot;
+}
+
+void inode_adopt(struct core *core, uint32_t slot, int fd, struct loose *loose)
+{
+	inode_record(core, slot)->fd = fd;
+	ordered();
+	descriptor_got(core, slot);
+	inode_settle(core, locator_drop(core, slot, loose), loose);
+}
+
+int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t dir, uint64_t *nodeid)
+{
+	struct found found = {.fd = fd, .name = ""};
+	struct loose loose = {0};
+	uint32_t slot;
+
+	pthread_mutex_lock(&core->inodes.lock);
+	/* Another thread may have added it since inode_find, and a name was not sure to lead to a closed one. */
+	slot = find_surely(core, key, &found);
+	if (!slot)
+		slot = insert(core, key, fd);
+	else if (is_closed(core, slot))
+		inode_adopt(core, slot, fd, &loose);
+	if (slot)
+		*nodeid = tell(core, slot, dir);
+	if (!slot || inode_record(core, slot)->fd != fd)
+		loose_add(&loose, fd);
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+	return slot ? 0 : -ENOMEM;
+}
+
+void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
+{
+	struct inode_record *record;
+	struct loose loose = {0};
+	bool forgotten = false;
+	uint32_t slot;
+
+	if (nodeid == FUSE_ROOT_ID || nlookup == 0)
+		return;
+	pthread_mutex_lock(&core->inodes.lock);
+	record = known(core, nodeid, &slot);
+	if (record) {
+		record->nlookup -= nlookup < record->nlookup ? nlookup : record->nlookup;
+		forgotten = record->nlookup == 0;
+		if (forgotten) {
+			core->inodes.private[slot].refs--;
+			inode_settle(core, slot, &loose);
+		}
+	}
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+	/* A lock that nobody can name any more is in everybody's way. */
+	if (forgotten)
+		lock_release_handle(core, nodeid, EVERY_HANDLE);
 }

@@ -7,16 +7,6 @@
 
 #define FIRST_BUCKETS 1024
 
-bool same_place(const struct inode_key *a, const struct inode_key *b)
-{
-	return a->ino == b->ino && a->dev == b->dev && a->mnt_id == b->mnt_id && a->type == b->type;
-}
-
-bool same_key(const struct inode_key *a, const struct inode_key *b)
-{
-	return same_place(a, b) && a->btime == b->btime;
-}
-
 /* The seed keeps a guest that picks inode numbers from making one long chain (the mixer is splitmix64's). */
 static uint32_t *bucket_of(struct core *core, uint64_t dev, uint64_t ino)
 {
@@ -46,18 +36,23 @@ void index_remove(struct core *core, uint32_t slot)
 	*link = core->inodes.private[slot].next;
 }
 
-uint32_t index_find(struct core *core, const struct inode_key *key, key_match match)
+static uint32_t matching(struct core *core, uint32_t slot, uint64_t dev, uint64_t ino)
 {
-	uint32_t slot = *bucket_of(core, key->dev, key->ino);
-
-	while (slot) {
-		struct inode_key known = record_key(inode_record(core, slot));
-
-		if (match(&known, key))
-			break;
+	while (slot && (inode_record(core, slot)->ino != ino || inode_record(core, slot)->dev != dev))
 		slot = core->inodes.private[slot].next;
-	}
 	return slot;
+}
+
+uint32_t index_first(struct core *core, const struct inode_key *key)
+{
+	return matching(core, *bucket_of(core, key->dev, key->ino), key->dev, key->ino);
+}
+
+uint32_t index_next(struct core *core, uint32_t slot)
+{
+	const struct inode_record *record = inode_record(core, slot);
+
+	return matching(core, core->inodes.private[slot].next, record->dev, record->ino);
 }
 
 /* Twice the buckets once there are as many inodes: whether it did. Without memory for it chains just grow longer. */
@@ -66,7 +61,7 @@ bool index_grow(struct core *core)
 	uint32_t old = core->bucket_mask + 1, i;
 	uint32_t *heads = core->buckets, *grown;
 
-	if (core->inodes.count < old || old >= 1U << 30 || !(grown = calloc((size_t)old * 2, sizeof(*grown))))
+	if (core->inodes.count - core->tails < old || old >= 1U << 30 || !(grown = calloc((size_t)old * 2, sizeof(*grown))))
 		return false;
 	core->buckets = grown;
 	core->bucket_mask = old * 2 - 1;

@@ -7,6 +7,7 @@
 #endif
 
 #include <fcntl.h>
+#include <stddef.h>
 #include <sys/stat.h>
 
 #include "core.h"
@@ -37,6 +38,30 @@ struct scratch {
  * NULL when out of memory. */
 struct scratch *scratch_get(void);
 
+/* What evict.c keeps, under the inode table's lock. */
+struct evictor {
+	uint32_t *slot_of_fd; /* of the inodes whose descriptor may be closed, by descriptor */
+	uint32_t size;        /* descriptors it has room for */
+	uint32_t high;        /* beyond the highest in use */
+	uint32_t hand;
+	uint32_t opened;      /* inodes with a descriptor, the root apart */
+	uint32_t moving;      /* names that are changed without regard to closed inodes */
+	uint32_t choosing;    /* threads that look for one to close */
+	bool tight;           /* there may be closed inodes */
+};
+
+/* A mount on which file handles were tried (mounts.c). */
+struct mount {
+	uint64_t dev;
+	uint64_t mnt_id;
+	uint32_t slot; /* of the directory that file handles are opened through, while uses > 0 */
+	uint32_t uses;
+	int fd;        /* of that directory, for open_by_handle_at; -1: not yet */
+	bool takes;    /* file handles */
+	bool known;
+};
+#define MOUNTS_MAX 64
+
 struct core {
 	struct core_config config;
 	struct slots inodes;
@@ -49,6 +74,10 @@ struct core {
 	uint64_t hash_seed;
 	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
 	uint32_t root_traits;    /* file_system_traits of it */
+	uint32_t tails;          /* records of the inode table that are no inodes (inode.h) */
+	struct evictor evictor;
+	struct mount mounts[MOUNTS_MAX];
+	uint32_t mounts_next;    /* the next to be replaced */
 	pthread_mutex_t position[POSITION_LOCKS];
 };
 
@@ -99,10 +128,19 @@ void inode_table_close(struct core *core);
 void inode_table_reset(struct core *core);
 /* inode_get which also tells the key. */
 int inode_get_key(struct core *core, uint64_t nodeid, struct inode_key *key);
+/* The key of a nodeid, whatever became of its descriptor. 0 or -ESTALE. */
+int inode_key(struct core *core, uint64_t nodeid, struct inode_key *key);
+/* Where an inode was found: by a name in a directory, or as a descriptor of it (name ""). */
+struct found {
+	int fd;
+	const char *name;
+	uint64_t dir; /* nodeid of the directory, 0: unknown */
+};
 /* The nodeid of a key, nlookup raised; 0 when unknown. */
-uint64_t inode_find(struct core *core, const struct inode_key *key);
-/* The same for a key whose O_PATH descriptor is given away with the call, whatever it returns. 0 or -errno. */
-int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t *nodeid);
+uint64_t inode_find(struct core *core, const struct inode_key *key, const struct found *found);
+/* The same for a key whose O_PATH descriptor is given away with the call, whatever it returns. `dir`: where it was
+ * found, or 0. 0 or -errno. */
+int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t dir, uint64_t *nodeid);
 
 /* Remembers a stamp for an inode, 0: none. Whether it is the one that was remembered. */
 bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp);
@@ -129,10 +167,32 @@ void lock_release(struct core *core, uint64_t nodeid, uint64_t owner);
 void lock_release_handle(struct core *core, uint64_t nodeid, uint64_t fh);
 /* A lock that others wait for may be free: says so to who watches. */
 void lock_wake(struct core *core);
+/* The descriptor of any open handle of an inode, pinned as *fh; -EBADF when there is none. Looks at every handle. */
+int handle_of_inode(struct core *core, uint64_t nodeid, uint64_t *fh);
 
-/* core.c: 0, or -ENOMEM when the guest holds as many descriptors as it may. Asked before one more is opened: the table of
- * descriptors is shared with the control process, which must find room in it. */
-int check_room(struct core *core);
+/* evict.c. Room for `wanted` more descriptors, which those of idle inodes make. Asked before one is opened: the table of
+ * descriptors is shared with the control process, which must find room in it. 0, or -ENFILE when what is open fills it. */
+int make_room(struct core *core, uint32_t wanted);
+/* The same for an open file or directory: some room is left for inodes. */
+int make_room_for_handle(struct core *core);
+/* After an open failed with this errno: whether another descriptor was closed, so that it may be tried again. */
+bool out_of_descriptors(struct core *core, int error);
+/* openat and reopen (host.c) that do so themselves. fd or -errno. */
+int open_surely(struct core *core, int dir_fd, const char *name, uint32_t flags, uint32_t mode);
+int reopen_surely(struct core *core, int fd, uint32_t flags);
+
+/* file_handle.c. A host file handle: how it is opened again, and a digest that tells it from others. */
+#define FILE_HANDLE_MAX 128 /* bytes (MAX_HANDLE_SZ) */
+struct inode_handle {
+	uint64_t tag;  /* 0: the file system has none */
+	int type;
+	uint32_t len;  /* 0: it can't be opened */
+	char bytes[FILE_HANDLE_MAX];
+};
+/* Of a name in a directory, or of a descriptor (name ""). */
+void file_handle_of(int fd, const char *name, struct inode_handle *to);
+/* An O_PATH descriptor of it; `mount_fd` is one of the same mount, not O_PATH. fd or -errno. */
+int file_handle_open(int mount_fd, int type, const char *bytes, uint32_t len);
 
 /* host.c. What a descriptor stands for; and a name in a directory, without following a symlink or setting off an
  * automount. 0 or -errno. The key of an inode in the table is always that of its descriptor. */
@@ -149,8 +209,15 @@ int reopen(const struct core *core, int fd, uint32_t flags);
 int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *groups, uint32_t count);
 
 /* ops_entry.c */
-/* What LOOKUP answers, in a directory that is pinned and whose key tells where a submount begins. 0 or -errno. */
-int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out);
+/* A directory that is pinned, as names are looked up in it. */
+struct directory {
+	int fd;
+	uint64_t nodeid;
+	struct inode_key key; /* tells where a submount begins */
+};
+/* What LOOKUP answers. With `reserved`, room for a descriptor was made before. 0 or -errno. */
+int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
+	     struct fuse_entry_out *out);
 
 /* ops_file.c */
 /* Makes the descriptor of an open a handle of `nodeid`, and the reply. It is given away, whatever is returned: 0 or
@@ -181,6 +248,8 @@ void cred_restore_fsetid(int dropped);
  * were added. */
 uint32_t cred_raise_owner(void);
 void cred_lower_owner(uint32_t raised);
+/* Whether the calling thread has taken a caller's identity, and so lacks rights of ours. */
+bool cred_acting(const struct core *core);
 /* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_word). */
 int cred_drop_dac_override(void);
 void cred_restore_dac_override(int dropped);

@@ -101,7 +101,7 @@ static bool emit(struct reply *reply, const struct host_dirent *entry)
 
 /* nodeid 0 says "no entry here, look it up" (fs/fuse/readdir.c, fuse_direntplus_link): for the dots, and for what went,
  * or cannot be reached, since it was read. */
-static bool emit_plus(struct core *core, struct reply *reply, int fd, const struct inode_key *dir,
+static bool emit_plus(struct core *core, struct reply *reply, const struct directory *dir,
 		      const struct host_dirent *entry)
 {
 	uint32_t len = strlen(entry->name);
@@ -113,7 +113,7 @@ static bool emit_plus(struct core *core, struct reply *reply, int fd, const stru
 	fill_dirent(&plus->dirent, entry, len);
 	if (is_dots(entry->name))
 		return true;
-	if (entry_at(core, fd, dir, entry->name, &plus->entry_out) == 0)
+	if (entry_at(core, dir, entry->name, false, &plus->entry_out) == 0)
 		plus->dirent.type = (plus->entry_out.attr.mode & S_IFMT) >> 12;
 	return true;
 }
@@ -128,7 +128,7 @@ static uint32_t host_size(uint32_t size, bool plus)
 	return size < DIRENTS_MAX ? size : DIRENTS_MAX;
 }
 
-static int64_t read_directory(struct core *core, struct fuse_request *request, const struct inode_key *dir)
+static int64_t read_directory(struct core *core, struct fuse_request *request, struct directory *dir)
 {
 	const struct fuse_read_in *in = (const void *)request->arg;
 	uint32_t size = in->size < request->reply_max ? in->size : request->reply_max;
@@ -139,11 +139,13 @@ static int64_t read_directory(struct core *core, struct fuse_request *request, c
 
 	if (fd < 0)
 		return fd;
+	if (dir)
+		dir->fd = fd;
 	n = read_entries(core, in->fh, fd, in->offset, buf, host_size(size, dir != NULL));
 	for (at = 0; at < n;) {
 		const struct host_dirent *entry = (const void *)(buf + at);
 
-		if (!(dir ? emit_plus(core, &reply, fd, dir, entry) : emit(&reply, entry)))
+		if (!(dir ? emit_plus(core, &reply, dir, entry) : emit(&reply, entry)))
 			break;
 		at += entry->reclen;
 	}
@@ -161,8 +163,8 @@ int64_t op_readdir(struct core *core, struct fuse_request *request)
 
 int64_t op_readdirplus(struct core *core, struct fuse_request *request)
 {
-	struct inode_key dir;
-	int fd = inode_get_key(core, request->header.nodeid, &dir);
+	struct directory dir = {.nodeid = request->header.nodeid};
+	int fd = inode_get_key(core, dir.nodeid, &dir.key);
 	int64_t result;
 
 	if (fd < 0)

@@ -9,11 +9,11 @@
 /* A directory on another mount than its parent, if the guest is to know (fs/fuse/dir.c, fuse_dentry_automount). */
 static bool is_submount(const struct core *core, const struct inode_key *dir, const struct inode_key *key)
 {
-	return (core->config.flags & CORE_ANNOUNCE_SUBMOUNTS) && negotiated(core, FUSE_SUBMOUNTS) && dir &&
+	return (core->config.flags & CORE_ANNOUNCE_SUBMOUNTS) && negotiated(core, FUSE_SUBMOUNTS) &&
 	       key->type == S_IFDIR && (key->mnt_id != dir->mnt_id || key->dev != dir->dev);
 }
 
-static void fill_entry(struct core *core, uint64_t nodeid, const struct inode_key *dir,
+static void fill_entry(struct core *core, uint64_t nodeid, const struct directory *dir,
 		       const struct statx *stat, struct fuse_entry_out *out)
 {
 	struct inode_key key;
@@ -27,13 +27,13 @@ static void fill_entry(struct core *core, uint64_t nodeid, const struct inode_ke
 	};
 	fill_attr(core, stat, &out->attr);
 	key_of(stat, &key);
-	if (is_submount(core, dir, &key))
+	if (dir && is_submount(core, &dir->key, &key))
 		out->attr.flags |= FUSE_ATTR_SUBMOUNT;
 }
 
 /* The entry of an O_PATH descriptor, which is given away. The host may have renamed since the name was looked at: what
  * is answered is what the descriptor stands for. */
-static int entry_new(struct core *core, const struct inode_key *dir, int fd, struct fuse_entry_out *out)
+static int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out)
 {
 	struct inode_key key;
 	struct statx stat;
@@ -46,50 +46,59 @@ static int entry_new(struct core *core, const struct inode_key *dir, int fd, str
 		return error;
 	}
 	key_of(&stat, &key);
-	error = inode_add(core, &key, fd, &nodeid);
+	error = inode_add(core, &key, fd, dir ? dir->nodeid : 0, &nodeid);
 	if (error == 0)
 		fill_entry(core, nodeid, dir, &stat, out);
 	return error;
 }
 
-int entry_at(struct core *core, int dir_fd, const struct inode_key *dir, const char *name, struct fuse_entry_out *out)
+int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
+	     struct fuse_entry_out *out)
 {
+	struct found found = {.fd = dir->fd, .name = name, .dir = dir->nodeid};
 	struct inode_key key;
 	struct statx stat;
 	uint64_t nodeid;
 	int fd, error;
 
-	error = stat_name(dir_fd, name, &stat);
+	error = stat_name(dir->fd, name, &stat);
 	if (error < 0)
 		return error;
 	key_of(&stat, &key);
-	nodeid = inode_find(core, &key);
+	nodeid = inode_find(core, &key, &found);
 	if (nodeid) {
 		fill_entry(core, nodeid, dir, &stat, out);
 		return 0;
 	}
-	error = check_room(core);
+	error = reserved ? 0 : make_room(core, 1);
 	if (error < 0)
 		return error;
-	fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	return fd < 0 ? -errno : entry_new(core, dir, fd, out);
+	fd = open_surely(core, dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
+	return fd < 0 ? fd : entry_new(core, dir, fd, out);
 }
 
-int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out)
+static int look_up(struct core *core, uint64_t parent, const char *name, bool reserved, struct fuse_entry_out *out)
 {
-	struct inode_key dir;
-	int dir_fd = inode_get_key(core, parent, &dir);
+	struct directory dir = {.nodeid = parent};
 	int error;
 
-	if (dir_fd < 0)
-		return dir_fd;
-	error = entry_at(core, dir_fd, &dir, name, out);
+	dir.fd = inode_get_key(core, parent, &dir.key);
+	if (dir.fd < 0)
+		return dir.fd;
+	error = entry_at(core, &dir, name, reserved, out);
 	inode_put(core, parent);
 	return error;
 }
 
+int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out)
+{
+	/* For ops that made what the name leads to: check_allowed in serve.c made room first. */
+	return look_up(core, parent, name, true, out);
+}
+
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 {
+	struct found found = {.fd = fd, .name = ""};
 	struct inode_key key;
 	struct statx stat;
 	uint64_t nodeid;
@@ -99,22 +108,19 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 	if (error < 0)
 		return error;
 	key_of(&stat, &key);
-	nodeid = inode_find(core, &key);
+	nodeid = inode_find(core, &key, &found);
 	if (nodeid) {
 		fill_entry(core, nodeid, NULL, &stat, out);
 		return 0;
 	}
-	error = check_room(core);
-	if (error < 0)
-		return error;
-	path_fd = reopen(core, fd, O_PATH);
+	path_fd = reopen_surely(core, fd, O_PATH);
 	return path_fd < 0 ? path_fd : entry_new(core, NULL, path_fd, out);
 }
 
 int64_t op_lookup(struct core *core, struct fuse_request *request)
 {
 	struct fuse_entry_out *out = (struct fuse_entry_out *)request->reply;
-	int error = entry_lookup(core, request->header.nodeid, (const char *)request->arg, out);
+	int error = look_up(core, request->header.nodeid, (const char *)request->arg, false, out);
 
 	if (error == -ENOENT && core->config.negative_ns) {
 		/* Node 0: there is none, and so it stays for a while (fs/fuse/dir.c, fuse_lookup_name). */

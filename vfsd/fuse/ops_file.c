@@ -60,11 +60,13 @@ static int check_file_system(const struct core *core, int fd, uint64_t dev)
 }
 
 /* Only an owner may leave the time of access alone; who asks for it cares for the file's contents more. */
-static int open_again(const struct core *core, int fd, uint32_t flags)
+static int open_again(struct core *core, int fd, uint32_t flags)
 {
-	int opened = reopen(core, fd, flags);
+	int opened = reopen_surely(core, fd, flags);
 
-	return opened == -EPERM && (flags & O_NOATIME) ? reopen(core, fd, flags & ~(uint32_t)O_NOATIME) : opened;
+	if (opened == -EPERM && (flags & O_NOATIME))
+		opened = reopen_surely(core, fd, flags & ~(uint32_t)O_NOATIME);
+	return opened;
 }
 
 int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
@@ -79,7 +81,7 @@ int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 		return fd;
 	opened = check_type(key.type, flags);
 	if (opened == 0)
-		opened = check_room(core);
+		opened = make_room_for_handle(core);
 	if (opened == 0 && key.type == S_IFREG)
 		opened = check_file_system(core, fd, key.dev);
 	if (opened == 0)
@@ -141,12 +143,12 @@ static int reopen_modifying(struct core *core, const struct fuse_request *reques
 	int opened;
 
 	if (!(flags & O_TRUNC))
-		return reopen(core, fd, flags);
+		return reopen_surely(core, fd, flags);
 	opened = priv_begin(core, fd, truncation_kills(core, request, open_flags), request->header.uid,
 			    request->header.gid, &priv);
 	if (opened < 0)
 		return opened;
-	opened = reopen(core, fd, flags);
+	opened = reopen_surely(core, fd, flags);
 	priv_end(core, &priv);
 	return opened;
 }
@@ -157,13 +159,13 @@ static int open_existing(struct core *core, const struct fuse_request *request, 
 			 uint32_t flags)
 {
 	const struct fuse_create_in *in = (const void *)request->arg;
-	int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	int fd = open_surely(core, dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
 	struct inode_key key;
 	struct statx stat;
 	int opened, dropped;
 
 	if (fd < 0)
-		return -errno;
+		return fd;
 	opened = stat_fd(fd, &stat);
 	if (opened == 0) {
 		key_of(&stat, &key);
@@ -190,12 +192,10 @@ static int create_or_open(struct core *core, const struct fuse_request *request,
 
 	/* Between the two opens the host may remove the name; not for ever. */
 	for (attempt = 0; attempt < 8; attempt++) {
-		fd = openat(dir_fd, name, (flags & ~(uint32_t)O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW,
-			    in->mode & 07777);
-		if (fd >= 0)
+		fd = open_surely(core, dir_fd, name, (flags & ~(uint32_t)O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW,
+				 in->mode & 07777);
+		if (fd != -EEXIST || exclusive)
 			return fd;
-		if (errno != EEXIST || exclusive)
-			return -errno;
 		fd = open_existing(core, request, dir_fd, name, flags);
 		if (fd != -ENOENT)
 			return fd;
@@ -242,7 +242,9 @@ int64_t op_flush(struct core *core, struct fuse_request *request)
 	lock_release(core, request->header.nodeid, in->lock_owner);
 	if (fd < 0)
 		return fd;
-	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	do
+		copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	while (copy < 0 && out_of_descriptors(core, -errno));
 	error = copy < 0 || close(copy) < 0 ? -errno : 0;
 	handle_put(core, in->fh);
 	return error;

@@ -62,7 +62,7 @@ static int64_t transfer_any(const struct core *core, int fd, const struct transf
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0 || !(flags & O_DIRECT))
 		return result;
-	buffered = reopen(core, fd, flags & (O_ACCMODE | O_APPEND | O_SYNC | O_NOATIME));
+	buffered = reopen_surely(core, fd, flags & (O_ACCMODE | O_APPEND | O_SYNC | O_NOATIME));
 	if (buffered < 0)
 		return result;
 	result = transfer(buffered, what);

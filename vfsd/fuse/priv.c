@@ -66,9 +66,9 @@ static int remove_capability(struct core *core, int fd)
 	/* No xattr call takes an O_PATH descriptor. */
 	if (error != -EBADF)
 		return error;
-	file = reopen(core, fd, O_RDONLY | O_NONBLOCK);
+	file = reopen_surely(core, fd, O_RDONLY | O_NONBLOCK);
 	if (file == -EACCES) /* who may write need not be allowed to read */
-		file = reopen(core, fd, O_WRONLY | O_NONBLOCK);
+		file = reopen_surely(core, fd, O_WRONLY | O_NONBLOCK);
 	if (file < 0)
 		return file;
 	error = remove_attribute(file, name);

@@ -193,14 +193,20 @@ static int read_request(struct core *core, struct fuse_request *request, const s
 
 static int check_allowed(struct core *core, const struct row *row, const struct fuse_request *request)
 {
+	int result = 0;
+
 	if (!core->config.session->mounted && !(row->flags & UNMOUNTED))
 		return -EIO;
 	if ((row->flags & MODIFIES) && (core->config.flags & CORE_READONLY))
 		return -EROFS;
 	if (request->reply_max < row->reply)
 		return -EINVAL;
-	/* What makes an inode and then has no descriptor for it would fail, and have happened. */
-	return row->flags & MODIFIES && row->reply >= ENTRY ? check_room(core) : 0;
+	/* What makes an inode, or opens it too, and then has no descriptor for it would fail, and have happened. */
+	if ((row->flags & MODIFIES) && row->reply > ENTRY)
+		result = make_room_for_handle(core);
+	if (result == 0 && (row->flags & MODIFIES) && row->reply >= ENTRY)
+		result = make_room(core, row->reply > ENTRY ? 2 : 1);
+	return result;
 }
 
 static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
@@ -211,13 +217,18 @@ static int64_t run(struct core *core, const struct row *row, struct fuse_request
 
 	if (!(row->flags & AS_CALLER))
 		return serve(core, request);
+	/* If its directory has to be opened again, that is ours to do and not the caller's. */
+	result = inode_get(core, request->header.nodeid, NULL);
+	if (result < 0)
+		return result;
 	result = row->umask ? umask_apply(core, request, row->mode, row->umask) : 0;
 	if (result == 0)
 		result = cred_enter(core, request, &cred);
-	if (result < 0)
-		return result;
-	result = serve(core, request);
-	cred_leave(&cred);
+	if (result == 0) {
+		result = serve(core, request);
+		cred_leave(&cred);
+	}
+	inode_put(core, request->header.nodeid);
 	return result;
 }
 
@@ -232,7 +243,7 @@ static uint32_t answer(const struct virtq_chain *chain, uint64_t unique, const u
 	room = chain->out_len - sizeof(header);
 	/* Our table of descriptors is full, which is not the caller's, of which EMFILE would speak. */
 	if (result == -EMFILE)
-		result = -ENOMEM;
+		result = -ENFILE;
 	/* Beyond these lie the kernel's private codes (fs/fuse/dev.c, fuse_dev_do_write). */
 	if (result <= -512 || (result > 0 && (uint64_t)result > room) || result > INT32_MAX)
 		result = -EIO;

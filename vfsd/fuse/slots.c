@@ -3,9 +3,6 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-/* Keeps the compiler from moving stores to the arena across it (slots.h, rule 2). */
-#define ordered() __asm__ __volatile__("" ::: "memory")
-
 static uint32_t slots_capacity(uint64_t size, uint32_t record_size)
 {
 	uint64_t capacity = size / record_size;

@@ -20,6 +20,9 @@
 
 #define SLOTS_MAGIC 0x73746f6c73736676ULL /* "vfsslots" */
 
+/* Keeps the compiler from moving stores to the arena across it (rule 2). */
+#define ordered() __asm__ __volatile__("" ::: "memory")
+
 struct slots_header {
 	uint64_t magic;
 	uint32_t record_size; /* bytes */
@@ -35,8 +38,11 @@ struct slot_record {
 
 /* What a slot needs in this worker only. */
 struct slot_private {
-	uint32_t pins; /* refs that are ours: the record's descriptor stays open while this is not 0 */
+	uint32_t pins; /* who works with the record's descriptor: it stays open while this is not 0 */
 	uint32_t next; /* of the free list, or of a hash chain */
+	uint32_t refs; /* inodes: what keeps the record besides (inode.c, rule 2) */
+	uint8_t used;  /* inodes: rounds that the descriptor is spared (evict.c) */
+	uint8_t anchor; /* inodes: other records are found through this one's descriptor: it stays (mounts.c) */
 };
 
 struct slots {

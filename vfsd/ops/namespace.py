@@ -81,7 +81,7 @@ def rmdir(core: Core, request: Request, name: bytes) -> bytes:
 
 
 def _remove(core: Core, request: Request, name: bytes, call: Callable[..., None]) -> bytes:
-    with core.inode(request.nodeid) as parent:
+    with core.inode(request.nodeid) as parent, core.moving(parent, name):
         try:
             call(name, dir_fd=parent)
         except FileNotFoundError:
@@ -103,7 +103,12 @@ def rename2(core: Core, request: Request, arg: Any, old: bytes, new: bytes) -> b
 
 
 def _rename(core: Core, request: Request, newdir: int, old: bytes, new: bytes, flags: int) -> bytes:
-    with core.inode(request.nodeid) as parent, core.inode(newdir) as newparent:
+    with (
+        core.inode(request.nodeid) as parent,
+        core.inode(newdir) as newparent,
+        core.moving(parent, old),
+        core.moving(newparent, new),
+    ):
         if request.replay and flags & RENAME_EXCHANGE:
             # One that was done can't be told from one that wasn't. A second would undo the first and report success:
             # the guest had better know that it must look.
@@ -127,7 +132,8 @@ def tmpfile(core: Core, request: Request, arg: Any) -> bytes:
         flags = flags & ~(os.O_ACCMODE | os.O_APPEND) | os.O_RDWR
     with core.inode(request.nodeid) as parent:
         # `.`, since the kernel takes no empty path here; O_EXCL makes the file one that can't be linked.
-        fd = os.open(".", flags | os.O_TMPFILE | os.O_CLOEXEC, arg.mode & MODE, dir_fd=parent)
+        how = flags | os.O_TMPFILE | os.O_CLOEXEC
+        fd = core.opening(lambda: os.open(".", how, arg.mode & MODE, dir_fd=parent))
     nodeid = 0
     try:
         nodeid, entry = core.entry_of(fd)

@@ -40,11 +40,12 @@ def test_everything_offered(tmp_path: Path) -> None:
             "MAX_PAGES",
             "HANDLE_KILLPRIV_V2",
             "ATOMIC_O_TRUNC",
+            "EXPORT_SUPPORT",
         ):
             assert session.flags & getattr(lib, f"FUSE_{flag}"), flag
         for flag in (
             "POSIX_ACL", "DONT_MASK", "HANDLE_KILLPRIV",
-            "EXPORT_SUPPORT", "WRITEBACK_CACHE", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
+            "WRITEBACK_CACHE", "NO_OPEN_SUPPORT", "MAP_ALIGNMENT",
             "SECURITY_CTX", "HAS_INODE_DAX",
         ):  # fmt: skip
             assert not session.flags & getattr(lib, f"FUSE_{flag}"), flag

@@ -81,6 +81,12 @@ struct core {
 	pthread_mutex_t position[POSITION_LOCKS];
 };
 
+/* Whether a terminated name is "." or "..". */
+static inline bool is_dots(const char *name)
+{
+	return name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0));
+}
+
 typedef int64_t (*op_function)(struct core *core, struct fuse_request *request);
 
 static inline bool negotiated(const struct core *core, uint64_t flag)
@@ -218,6 +224,11 @@ struct directory {
 /* What LOOKUP answers. With `reserved`, room for a descriptor was made before. 0 or -errno. */
 int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
 	     struct fuse_entry_out *out);
+/* The entry of an O_PATH descriptor, which is given away with the call; `dir` may be NULL. 0 or -errno. */
+int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out);
+
+/* export.c: what LOOKUP answers for "." and "..". 0 or -errno. */
+int entry_dots(struct core *core, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
 
 /* ops_file.c */
 /* Makes the descriptor of an open a handle of `nodeid`, and the reply. It is given away, whatever is returned: 0 or

@@ -56,11 +56,6 @@ static int64_t read_entries(struct core *core, uint64_t fh, int fd, uint64_t off
 	return n;
 }
 
-static bool is_dots(const char *name)
-{
-	return name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0));
-}
-
 struct reply {
 	uint8_t *at;
 	uint32_t used;

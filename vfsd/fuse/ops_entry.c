@@ -31,9 +31,8 @@ static void fill_entry(struct core *core, uint64_t nodeid, const struct director
 		out->attr.flags |= FUSE_ATTR_SUBMOUNT;
 }
 
-/* The entry of an O_PATH descriptor, which is given away. The host may have renamed since the name was looked at: what
- * is answered is what the descriptor stands for. */
-static int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out)
+/* The host may have renamed since the name was looked at: what is answered is what the descriptor stands for. */
+int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out)
 {
 	struct inode_key key;
 	struct statx stat;
@@ -120,7 +119,9 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 int64_t op_lookup(struct core *core, struct fuse_request *request)
 {
 	struct fuse_entry_out *out = (struct fuse_entry_out *)request->reply;
-	int error = look_up(core, request->header.nodeid, (const char *)request->arg, false, out);
+	const char *name = (const char *)request->arg;
+	int error = is_dots(name) ? entry_dots(core, request->header.nodeid, name, out)
+				  : look_up(core, request->header.nodeid, name, false, out);
 
 	if (error == -ENOENT && core->config.negative_ns) {
 		/* Node 0: there is none, and so it stays for a while (fs/fuse/dir.c, fuse_lookup_name). */

@@ -136,19 +136,22 @@ static uint32_t fixed_size(const struct core *core, const struct row *row)
 	return row->fixed;
 }
 
-static int check_name(const char *name, size_t len)
+static int check_name(const char *name, size_t len, bool dots)
 {
 	if (len == 0 || memchr(name, '/', len))
 		return -EINVAL;
-	if (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')))
+	if (is_dots(name) && !dots)
 		return -EINVAL;
 	/* There are file systems that count characters, not bytes: the host knows its limit. */
 	return len > FUSE_NAME_LIMIT ? -ENAMETOOLONG : 0;
 }
 
 /* The names and strings after the fixed arguments are there, terminated, and the names are names. */
-static int check_strings(const struct row *row, const struct fuse_request *request, uint32_t fixed)
+static int check_strings(const struct core *core, const struct row *row, const struct fuse_request *request,
+			 uint32_t fixed)
 {
+	/* An inode itself, and its parent (export.c). */
+	bool dots = row == &rows[FUSE_LOOKUP] && negotiated(core, FUSE_EXPORT_SUPPORT);
 	const char *at = (const char *)request->arg + fixed;
 	const char *end = (const char *)request->arg + request->arg_len;
 	int i, error = 0;
@@ -159,7 +162,7 @@ static int check_strings(const struct row *row, const struct fuse_request *reque
 		if (at + len == end)
 			return -EINVAL;
 		if (i < row->names)
-			error = check_name(at, len);
+			error = check_name(at, len, dots);
 		at += len + 1;
 	}
 	return error;
@@ -188,7 +191,7 @@ static int read_request(struct core *core, struct fuse_request *request, const s
 		return -E2BIG;
 	if (iov_gather(chain->in, chain->in_count, head, (void *)request->arg, request->arg_len) < request->arg_len)
 		return -EINVAL;
-	return check_strings(*row, request, fixed);
+	return check_strings(core, *row, request, fixed);
 }
 
 static int check_allowed(struct core *core, const struct row *row, const struct fuse_request *request)

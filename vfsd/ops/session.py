@@ -31,6 +31,7 @@ ALWAYS = (
     | lib.FUSE_SETXATTR_EXT
     | lib.FUSE_INIT_EXT
     | lib.FUSE_CREATE_SUPP_GROUP
+    | lib.FUSE_EXPORT_SUPPORT
     # From now on only what creates an inode says who asks. Nothing here goes by the caller of anything else.
     | lib.FUSE_ALLOW_IDMAP
 )

@@ -47,6 +47,10 @@ class FuseClient:
         self.gid = gid
         #: Supplementary groups sent with what creates; None: no extension.
         self.groups: Sequence[int] | None = None
+        #: Security labels, (name, value), sent with what creates; None: not even that there is none.
+        self.labels: Sequence[tuple[bytes, bytes]] | None = None
+        #: Send them as guests before Linux 6.3 do.
+        self.old_labels = False
         #: SETXATTR in its long form (FUSE_SETXATTR_EXT); init() sets it to what was agreed.
         self.setxattr_ext = False
         #: Numbers of requests, even as Linux's; several threads may share a client.
@@ -68,6 +72,8 @@ class FuseClient:
     ) -> bytes | None:
         """Sends one request and checks the reply's header. `room`: bytes after that header."""
         extension = self._extension() if creates else b""
+        if creates and self.labels is not None and self.old_labels:
+            parts = (*parts, self._labels())
         unique = next(self.uniques)
         reply = self.exchange(opcode, nodeid, b"".join(parts), REPLY_HEADER + room, extension, unique)
         header = unpack("fuse_out_header", reply)
@@ -82,12 +88,19 @@ class FuseClient:
         assert not expect, f"{name}: success, not {os.strerror(expect)}"
         return reply[REPLY_HEADER:]
 
+    def _labels(self) -> bytes:
+        """struct fuse_secctx_header and what follows it; as an extension, its type is their number."""
+        body = b"".join(struct.pack("=II", len(value), 0) + name + b"\0" + value for name, value in self.labels or ())
+        size = (8 + len(body) + 7) // 8 * 8
+        return (struct.pack("=II", size, len(self.labels or ())) + body).ljust(size, b"\0")
+
     def _extension(self) -> bytes:
+        labels = b"" if self.labels is None or self.old_labels else self._labels()
         if self.groups is None:
-            return b""
+            return labels
         body = struct.pack(f"=I{len(self.groups)}I", len(self.groups), *self.groups)
         size = (8 + len(body) + 7) // 8 * 8
-        return (struct.pack("=II", size, lib.EXT_GROUPS) + body).ljust(size, b"\0")
+        return labels + (struct.pack("=II", size, lib.EXT_GROUPS) + body).ljust(size, b"\0")
 
     def _struct(self, ctype: str, reply: bytes | None) -> Any:
         return None if reply is None else unpack(ctype, reply)

@@ -92,7 +92,7 @@ def test_operations() -> None:
 @pytest.fixture
 def agreed(tmp_path: Path) -> dict[str, int]:
     """What INIT agrees to with the default settings, and with any."""
-    variants = [Settings(), Settings(writeback=True), Settings(posix_acl="always", xattr=True)]
+    variants = [Settings(), Settings(writeback=True), Settings(posix_acl="always", security_label="always", xattr=True)]
     flags = []
     for settings in variants:
         with share(tmp_path, settings, init=False) as mount:

@@ -14,7 +14,7 @@ from vfsd.option import Option
 from vfsd.options import GROUPS, LEGACY
 from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
-from vfsd.xattrmap import ACLS, XattrMap
+from vfsd.xattrmap import ACLS, NAME_MAX, SELINUX, XattrMap
 
 
 class Config(NamedTuple):
@@ -61,6 +61,8 @@ class Config(NamedTuple):
     flock: bool = True
     #: never, auto or always.
     posix_acl: str = "never"
+    #: never, auto or always.
+    security_label: str = "never"
     announce_submounts: bool = True
     #: never, prefer or mandatory.
     inode_file_handles: str = "prefer"
@@ -94,6 +96,15 @@ class Config(NamedTuple):
             if given is not None:
                 return given
         return {"never": 0, "auto": 1, "metadata": 86400, "always": 86400}[self.cache] * 1_000_000_000
+
+    @property
+    def label(self) -> bytes:
+        """What the host calls a guest's security.selinux; b"" where it is refused, or too long for a name."""
+        try:
+            name = self.xattrmap.host_name(SELINUX) if self.xattrmap else SELINUX
+        except OSError:
+            return b""
+        return name if len(name) <= NAME_MAX else b""
 
     @property
     def readdirplus_mode(self) -> str:
@@ -238,7 +249,11 @@ def parse(argv: Sequence[str]) -> Config:
 
 def _with_xattr(config: Config) -> Config:
     """What goes without saying of extended attributes."""
-    for name, implies in (("--xattrmap", config.xattrmap), ("--posix-acl", config.posix_acl == "always")):
+    for name, implies in (
+        ("--xattrmap", config.xattrmap),
+        ("--posix-acl", config.posix_acl == "always"),
+        ("--security-label", config.security_label == "always"),
+    ):
         if implies and config.xattr is False:
             raise UsageError(f"--no-xattr and {name} exclude each other: leave one out")
         if implies:
@@ -250,6 +265,8 @@ def _with_xattr(config: Config) -> Config:
                 ":ok:all:system.posix_acl_:system.posix_acl_: before the others"
             )
         config = config._replace(posix_acl="never")
+    if config.security_label == "always" and not config.label:
+        raise UsageError("--security-label needs a name for security.selinux, which --xattrmap refuses: leave one out")
     return config
 
 

@@ -42,6 +42,11 @@ _PRIV = ffi.typeof("struct priv *")
 _ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
 
 
+def _possible(mode: str, possible: bool) -> str:
+    """What never, auto or always comes to where something is possible or not."""
+    return "never" if mode == "auto" and not possible else mode
+
+
 class Settings(NamedTuple):
     """What the file system needs to know of the configuration."""
 
@@ -66,6 +71,9 @@ class Settings(NamedTuple):
     killpriv: bool = True
     #: POSIX ACLs: never, auto (if the guest offers them) or always.
     posix_acl: str = "never"
+    #: Security labels at creation: never, auto (if the guest offers them) or always; and the host's name for them.
+    security_label: str = "never"
+    label: bytes = b""
     #: never, auto or always.
     readdirplus: str = "auto"
     writeback: bool = False
@@ -98,7 +106,9 @@ class Settings(NamedTuple):
             xattr=xattr,
             xattrmap=config.xattrmap,
             killpriv=config.killpriv,
-            posix_acl="never" if config.posix_acl == "auto" and not (xattr and facts.acl) else config.posix_acl,
+            posix_acl=_possible(config.posix_acl, xattr and facts.acl),
+            security_label=_possible(config.security_label, xattr and facts.label),
+            label=config.label,
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
@@ -213,6 +223,7 @@ def core_config(
             "handles_size": handles.size,
             "locks_size": locks.size,
             "descriptors_max": settings.descriptors,
+            "label": settings.label,
             "ids": ids,
             "capability": settings.capability,
         },

@@ -16,7 +16,7 @@ VERSION = "0.1.0"
 
 #: "separate-options": options need not be packed into one `-o` list (libvirt). "…-negotiation-mode": the option takes
 #: never, auto or always (incus).
-FEATURES = ("posix-acl-negotiation-mode", "separate-options")
+FEATURES = ("posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options")
 
 TEMPLATE = os.path.join(os.path.dirname(__file__), "data", "50-vfsd.json")
 

@@ -198,7 +198,7 @@ _SEMANTICS = (
     ),
     Option(
         "--posix-acl",
-        "POSIX access control lists, which the guest enforces: never; auto: if its kernel offers that (Linux 5.12) and "
+        "POSIX access control lists, which the guest enforces: never; auto: if its kernel offers that (Linux 5.13) and "
         "the root of the share has them; always: a guest that does not offer it can't mount. The guest asks once more "
         "for each file that another than its owner opens, hence the default. always implies --xattr",
         *("posix_acl", "[MODE]"),
@@ -207,12 +207,14 @@ _SEMANTICS = (
         legacy={"posix_acl": "always", "no_posix_acl": "never"},
     ),
     Option(
-        *("--security-label", "Security labels set at creation; auto and always are not built yet", "", "[never]"),
+        "--security-label",
+        "Labels of the guest's SELinux, given to what it makes as it is made: never; auto: if the guest's kernel "
+        "offers that (Linux 5.17) and the root of the share takes labels; always: a guest that does not offer it "
+        "can't mount. always implies --xattr. See --xattrmap=selinux",
+        *("security_label", "[MODE]"),
         constant="always",
-        words=_NEVER,
-        unbuilt=("auto", "always"),
+        words=_MODES,
         legacy={"security_label": "always", "no_security_label": "never"},
-        default="never",
     ),
     Option(
         "--inode-file-handles",

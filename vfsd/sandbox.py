@@ -219,7 +219,7 @@ def _check_access(config: Config, root_fd: int) -> facts.Facts:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         raise _unreadable(config, error) from None
-    found = facts.find(fd)
+    found = facts.find(fd, config.label if config.security_label == "auto" else b"")
     os.close(fd)
     return found
 

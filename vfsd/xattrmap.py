@@ -20,6 +20,12 @@ SCOPES = {"client": (True, False), "server": (False, True), "all": (True, True)}
 #: Where POSIX ACLs are found, access and default.
 ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 
+#: Bytes (XATTR_NAME_MAX).
+NAME_MAX = 255
+
+#: What SELinux keeps its labels in.
+SELINUX = b"security.selinux"
+
 #: Where the ready-made sets keep a guest's own attributes: names that take no privilege.
 PRIVATE = "user.virtiofs."
 

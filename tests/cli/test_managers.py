@@ -221,7 +221,7 @@ STARTED: list[tuple[str, str, Config]] = [
     ),
 ]
 
-FEATURES = ["posix-acl-negotiation-mode", "separate-options"]
+FEATURES = ["posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options"]
 
 #: Manager, arguments, and what of them is not built yet.
 REFUSED = [

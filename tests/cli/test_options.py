@@ -61,6 +61,10 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--posix-acl=auto --no-xattr", {"posix_acl": "auto", "xattr": False}),
     ("--posix-acl --xattrmap overlay", {"posix_acl": "always", "xattr": True, "xattrmap": XattrMap.parse("overlay")}),
     ("-o posix_acl", {"posix_acl": "always", "xattr": True}),
+    ("--security-label", {"security_label": "always", "xattr": True}),
+    ("--security-label=auto", {"security_label": "auto"}),
+    ("-o security_label", {"security_label": "always", "xattr": True}),
+    ("--security-label -o no_security_label", {"security_label": "never"}),
     ("--posix-acl -o no_posix_acl", {"posix_acl": "never"}),
     (
         "--posix-acl=auto --xattrmap :map::user.virtiofs.:",
@@ -164,6 +168,9 @@ REFUSED = [
     ("--no-xattr --posix-acl", "--no-xattr and --posix-acl exclude each other"),
     ("--posix-acl --xattrmap=:map::user.virtiofs.:", "--posix-acl needs ACLs under their own names"),
     ("--posix-acl --xattrmap=/bad/client/system.///ok/all///", "--posix-acl needs ACLs under their own names"),
+    ("--no-xattr --security-label", "--no-xattr and --security-label exclude each other"),
+    ("--security-label --xattrmap=:bad:all:::", "--security-label needs a name for security.selinux"),
+    ("--security-label=maybe", "--security-label must be one of never, auto, always"),
     ("--xattrmap=", "--xattrmap: there is no rule"),
     ("--xattrmap=:no:all:::", "--xattrmap: rule 1, ':no:all:::': there is no type 'no'"),
     ("-o xattrmap=:ok:client:::", "-o xattrmap: the rules leave names from the host undecided"),
@@ -252,12 +259,6 @@ def test_a_value_not_built_says_so_by_name(row: Option) -> None:
     for word in row.unbuilt:
         with pytest.raises(UsageError, match=f"^{name}(={word})? is not built yet in vfsd"):
             parse([*LEAST, f"{name}={word}"])
-
-
-@pytest.mark.parametrize("arguments", ["--security-label", "-o security_label"])
-def test_a_switch_not_built_says_so_by_name(arguments: str) -> None:
-    with pytest.raises(UsageError, match=f"^{arguments} is not built yet in vfsd"):
-        parse([*LEAST, *arguments.split()])
 
 
 def test_a_share_and_a_socket_are_required() -> None:

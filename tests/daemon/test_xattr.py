@@ -9,7 +9,9 @@ import pytest
 
 from tests.daemon.daemon import Daemon, guest
 from tests.fuseclient import ROOT
+from tests.ops.mount import ALL_FLAGS
 from tests.sandbox.user import AS_ROOT
+from vfsd._fuse import lib
 
 #: A file system without extended attributes in the place of the share.
 WITHOUT = ["unshare", "-m", "sh", "-c", 'mount -t ramfs none "$0" && touch "$0/hello" && exec "$@"']
@@ -55,3 +57,44 @@ def test_names_are_mapped(start: Callable[..., Daemon], share: Path) -> None:
         client.setxattr(nodeid, b"trusted.overlay.opaque", b"y")
         assert client.listxattr(nodeid) == b"trusted.overlay.opaque\0"
     assert os.listxattr(share / "hello") == ["user.virtiofs.trusted.overlay.opaque"]
+
+
+#: Options, and which of POSIX ACLs and labels they come to, on a share that has ACLs and a host without SELinux.
+OFFERED = [
+    ([], 0),
+    (["--posix-acl=auto"], lib.FUSE_POSIX_ACL),
+    (["--posix-acl=auto", "--no-xattr"], 0),
+    (["--posix-acl"], lib.FUSE_POSIX_ACL),
+    (["--security-label=auto", "--xattrmap=selinux"], lib.FUSE_SECURITY_CTX),
+    (["--security-label=auto", "--xattrmap=:map::nonsense.:"], 0),
+    (["--security-label=auto", "--no-xattr"], 0),
+    (["--security-label", "--xattrmap=selinux"], lib.FUSE_SECURITY_CTX),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), OFFERED, ids=[" ".join(row[0]) for row in OFFERED])
+def test_what_is_offered(start: Callable[..., Daemon], options: list[str], expected: int) -> None:
+    with guest(start(*options), init=False) as (_, client):
+        out = client.init(minor=45, flags=ALL_FLAGS)
+        assert (out.flags2 << 32 | out.flags) & (lib.FUSE_POSIX_ACL | lib.FUSE_SECURITY_CTX) == expected
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root mounts")
+def test_acls_that_the_share_does_not_have(start: Callable[..., Daemon], share: Path) -> None:
+    """auto does without; what is asked for by always is offered, as virtiofsd does, and the log says what to expect."""
+    daemon = start("--sandbox=none", "--posix-acl=always", prefix=[*WITHOUT, str(share)])
+    with guest(daemon, init=False) as (_, client):
+        client.init(minor=45, flags=ALL_FLAGS)
+        acl = b"system.posix_acl_access"
+        client.getxattr(client.lookup(ROOT, b"hello").nodeid, acl, expect=errno.EOPNOTSUPP)
+    assert "--posix-acl=always" in daemon.log and "without POSIX ACLs" in daemon.log
+
+
+def test_labels(start: Callable[..., Daemon], share: Path) -> None:
+    with guest(start("--security-label=auto", "--xattrmap=selinux"), init=False) as (_, client):
+        client.init(minor=45, flags=ALL_FLAGS)
+        client.labels = [(b"security.selinux", b"label\0")]
+        client.create(ROOT, b"made")
+        client.symlink(ROOT, b"link", b"made")
+        assert client.getxattr(client.lookup(ROOT, b"made").nodeid, b"security.selinux") == b"label\0"
+    assert os.getxattr(share / "made", "user.virtiofs.security.selinux") == b"label\0"

@@ -58,10 +58,8 @@ class Guest:
     """One hostile guest."""
 
     def __init__(self, core: Any, seed: int) -> None:
-        self.core = core
-        self.random = random.Random(seed)
-        self.nodeids = [lib.FUSE_ROOT_ID]
-        self.handles = [0]
+        self.core, self.random = core, random.Random(seed)
+        self.nodeids, self.handles = [lib.FUSE_ROOT_ID], [0]
         self.answers: Counter[int] = Counter()
         self.bodies = self._bodies()
         self.opcodes = [opcode for opcode in self.bodies if opcode not in SELDOM] + OFTEN
@@ -106,7 +104,7 @@ class Guest:
         """What follows the header, by opcode."""
         pack, name, fh, u32, u64 = struct.pack, self.name, self.fh, self.u32, self.u64
         some = self.random.randbytes
-        created = lambda: pack("=IIII", self.flags(), self.mode(), 0, u32() & 1)  # noqa: E731
+        created = lambda: pack("=IIII", self.flags(), self.mode(), u32() & 0o77, u32() & 1)  # noqa: E731
         reading = lambda: pack("=QQI20x", fh(), u64(), self.size())  # noqa: E731
         return {
             lib.FUSE_LOOKUP: name,
@@ -116,8 +114,8 @@ class Guest:
             + pack("=IIIII", self.mode() | 0o700, 0, u32(), u32(), 0),
             lib.FUSE_READLINK: lambda: b"",
             lib.FUSE_SYMLINK: lambda: name() + self.random.choice(TARGETS) + b"\0",
-            lib.FUSE_MKNOD: lambda: pack("=IIII", self.mode(), u32(), 0, 0) + name(),
-            lib.FUSE_MKDIR: lambda: pack("=II", self.mode() | 0o700, 0) + name(),
+            lib.FUSE_MKNOD: lambda: pack("=IIII", self.mode(), u32(), u32() & 0o77, 0) + name(),
+            lib.FUSE_MKDIR: lambda: pack("=II", self.mode() | 0o700, u32() & 0o77) + name(),
             lib.FUSE_UNLINK: name,
             lib.FUSE_RMDIR: name,
             lib.FUSE_RENAME: lambda: pack("=Q", self.nodeid()) + name() + name(),
@@ -190,8 +188,9 @@ class Guest:
         units = 0
         if dice > 0.95:  # extensions, true ones and others
             groups = struct.pack("=IIIIII", 24, lib.EXT_GROUPS, 1, self.u32(), 0, 0)
-            body += self.words(3) if dice > 0.98 else groups
-            units = 3 if dice > 0.96 else self.u32() & 0xFFFF
+            label = struct.pack("=IIII32s", 48, 1, self.random.choice((4, self.u32())), 0, b"security.selinux\0label")
+            body += (extension := self.random.choice((groups, label, groups + label, self.words(3))))
+            units = len(extension) // 8 if dice > 0.96 else self.u32() & 0xFFFF
         caller = self.random.choice((0, 0, 1000, 4_000_000_000, 2**32 - 1))
         unique, nodeid, length = self.random.getrandbits(64), self.nodeid(), HEADER.size + len(body)
         request = HEADER.pack(length, opcode, unique, nodeid, caller, caller, 1, units, 0) + body
@@ -365,11 +364,12 @@ def run(count: int, seed: int) -> str:
         proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         # Small tables, so that they are full at times.
         areas = Arena("session", 4096), Arena("inodes", 16384), Arena("handles", 4096), Arena("locks", 4096)
-        settings = Settings(privileged=os.geteuid() == 0, xattr=True, queue_size=128)
+        settings = Settings(privileged=os.geteuid() == 0, xattr=True, queue_size=128, label=b"user.label")
         core = Core(settings, root_fd, proc_fd, *areas)
         open_door(core)
         guests = [Guest(core.pointer, seed), Guest(core.pointer, seed + 1_000_000)]
-        core.session.flags, core.session.mounted = lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS, 1
+        agreed = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SECURITY_CTX | seed % 2 * lib.FUSE_CREATE_SUPP_GROUP
+        core.session.flags, core.session.mounted = lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS | agreed, 1
         begun = time.monotonic()
         try:
             together = count // THREADED // 2

@@ -88,6 +88,7 @@ struct core_config {
 	void *inodes;           /* arenas */
 	void *handles;
 	void *locks;
+	char label[256];        /* the host's name of security.selinux; only with FUSE_SECURITY_CTX */
 	uint32_t descriptors_max; /* that inodes, handles and locks may hold together; 0: no limit */
 	uint64_t inodes_size;   /* bytes */
 	uint64_t handles_size;

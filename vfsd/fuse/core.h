@@ -24,6 +24,8 @@ struct fuse_request {
 	uint32_t replay;        /* may have been served before, by a worker that died */
 	uint8_t *reply;         /* scratch for the reply without its header */
 	uint32_t reply_max;     /* bytes the guest has room for, at most the scratch */
+	uint32_t names_end;     /* where in `arg` the names end */
+	uint32_t found;         /* CREATE: the file was there */
 	uint32_t reserved;
 };
 

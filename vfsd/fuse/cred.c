@@ -53,47 +53,24 @@ struct groups {
 	uint32_t ids[GROUPS_MAX];
 };
 
-/* One extension of `size` bytes, header included. Others than the groups are for somebody else. */
-static int extension_read(const uint8_t *at, uint32_t size, uint32_t type, struct groups *groups)
-{
-	uint32_t count;
-
-	if (type != EXT_GROUPS)
-		return 0;
-	if (size < sizeof(struct fuse_ext_header) + sizeof(count))
-		return -EINVAL;
-	at += sizeof(struct fuse_ext_header);
-	size -= sizeof(struct fuse_ext_header) + sizeof(count);
-	memcpy(&count, at, sizeof(count));
-	if (count > GROUPS_MAX || count * sizeof(uint32_t) > size)
-		return -EINVAL;
-	memcpy(groups->ids, at + sizeof(count), count * sizeof(uint32_t));
-	groups->count = count;
-	return 0;
-}
-
-/* The supplementary groups a request brings in its extensions, which are its last bytes. -EINVAL when malformed. */
+/* The supplementary groups a request brings in an extension. -EINVAL when malformed. */
 static int groups_read(const struct fuse_request *request, struct groups *groups)
 {
-	uint32_t left = (uint32_t)request->header.total_extlen * 8;
-	const uint8_t *at;
-	int error = 0;
+	struct extension extension;
+	int found = extension_find(request, EXT_GROUPS, EXT_GROUPS, &extension);
+	uint32_t count;
 
 	groups->count = 0;
-	if (left > request->arg_len)
+	if (found <= 0)
+		return found;
+	if (extension.size < sizeof(count))
 		return -EINVAL;
-	/* What follows a name has no alignment. */
-	for (at = request->arg + request->arg_len - left; left && error == 0;) {
-		struct fuse_ext_header header;
-
-		memcpy(&header, at, sizeof(header));
-		if (header.size < sizeof(header) || header.size % 8 || header.size > left)
-			return -EINVAL;
-		error = extension_read(at, header.size, header.type, groups);
-		at += header.size;
-		left -= header.size;
-	}
-	return error;
+	memcpy(&count, extension.body, sizeof(count));
+	if (count > GROUPS_MAX || count * sizeof(uint32_t) > extension.size - sizeof(count))
+		return -EINVAL;
+	memcpy(groups->ids, extension.body + sizeof(count), count * sizeof(uint32_t));
+	groups->count = count;
+	return 0;
 }
 
 /* What the guest has checked itself and the host can't, for a caller that is not root here.

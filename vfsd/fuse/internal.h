@@ -242,6 +242,27 @@ int truncation_kills(const struct core *core, const struct fuse_request *request
 /* creation.c: takes a caller's umask off the mode of what it makes, where that is left to us. 0 or -errno. */
 int umask_apply(struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at);
 
+/* extension.c: the last extension of a request whose type lies in [least, most]. 1, 0 when there is none, -EINVAL when
+ * any is malformed. */
+struct extension {
+	const uint8_t *body; /* not aligned */
+	uint32_t size;       /* bytes */
+	uint32_t type;
+};
+int extension_find(const struct fuse_request *request, uint32_t least, uint32_t most, struct extension *found);
+
+/* label.c */
+struct label {
+	const uint8_t *value; /* in the request */
+	uint32_t size;        /* bytes; 0: none */
+};
+/* The label that a request brings for what it makes, before anything is made. 0 or -errno. */
+int label_read(const struct core *core, const struct fuse_request *request, struct label *label);
+/* Gives it to what an op has made, whose reply has `length` bytes and starts with the entry; `name` is NULL for what has
+ * none. Returns the length, or -errno with nothing made. */
+int64_t label_new(struct core *core, const struct fuse_request *request, const struct label *label, const char *name,
+		  int64_t length);
+
 /* cred.c */
 struct cred {
 	bool groups;

@@ -23,6 +23,8 @@
 /* The supplementary group of the caller, an extension after the arguments (fuse_in_header.total_extlen, Linux 6.3):
  * FUSE_EXT_GROUPS, struct fuse_supp_groups. */
 #define EXT_GROUPS 32
+/* Below it the type is a number of security labels: FUSE_MAX_NR_SECCTX. */
+#define EXT_SECCTX_MAX 31
 
 /* struct fuse_sx_time, struct fuse_statx, struct fuse_statx_in, struct fuse_statx_out (Linux 6.6). */
 struct wire_sx_time {

@@ -182,7 +182,7 @@ static int open_existing(struct core *core, const struct fuse_request *request, 
 	return opened;
 }
 
-static int create_or_open(struct core *core, const struct fuse_request *request, int dir_fd, const char *name)
+static int create_or_open(struct core *core, struct fuse_request *request, int dir_fd, const char *name)
 {
 	const struct fuse_create_in *in = (const void *)request->arg;
 	uint32_t flags = host_flags(core, in->flags & ~(uint32_t)O_DIRECTORY);
@@ -197,6 +197,7 @@ static int create_or_open(struct core *core, const struct fuse_request *request,
 		if (fd != -EEXIST || exclusive)
 			return fd;
 		fd = open_existing(core, request, dir_fd, name, flags);
+		request->found = fd >= 0 && !request->replay;
 		if (fd != -ENOENT)
 			return fd;
 	}

@@ -147,7 +147,7 @@ static int check_name(const char *name, size_t len, bool dots)
 }
 
 /* The names and strings after the fixed arguments are there, terminated, and the names are names. */
-static int check_strings(const struct core *core, const struct row *row, const struct fuse_request *request,
+static int check_strings(const struct core *core, const struct row *row, struct fuse_request *request,
 			 uint32_t fixed)
 {
 	/* An inode itself, and its parent (export.c). */
@@ -165,6 +165,7 @@ static int check_strings(const struct core *core, const struct row *row, const s
 			error = check_name(at, len, dots);
 		at += len + 1;
 	}
+	request->names_end = at - (const char *)request->arg;
 	return error;
 }
 
@@ -215,11 +216,16 @@ static int check_allowed(struct core *core, const struct row *row, const struct 
 static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
 {
 	op_function serve = row->serve ? row->serve : core->config.door;
+	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
+	struct label label;
 	struct cred cred;
 	int64_t result;
 
 	if (!(row->flags & AS_CALLER))
 		return serve(core, request);
+	result = label_read(core, request, &label);
+	if (result < 0)
+		return result;
 	/* If its directory has to be opened again, that is ours to do and not the caller's. */
 	result = inode_get(core, request->header.nodeid, NULL);
 	if (result < 0)
@@ -230,6 +236,7 @@ static int64_t run(struct core *core, const struct row *row, struct fuse_request
 	if (result == 0) {
 		result = serve(core, request);
 		cred_leave(&cred);
+		result = label_new(core, request, &label, name, result);
 	}
 	inode_put(core, request->header.nodeid);
 	return result;

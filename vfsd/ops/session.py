@@ -79,9 +79,17 @@ def negotiated(settings: Settings, offered: int) -> int:
     if settings.posix_acl != "never" and offered & ACLS == ACLS:
         flags |= ACLS
     elif settings.posix_acl == "always":
-        log.error("--posix-acl=always: the guest's kernel does not offer POSIX ACLs, so it can't mount")
-        raise OSError(errno.EPROTO, "the guest does not offer POSIX ACLs")
+        raise _refusal("--posix-acl", "POSIX ACLs")
+    if settings.security_label != "never" and offered & lib.FUSE_SECURITY_CTX:
+        flags |= lib.FUSE_SECURITY_CTX
+    elif settings.security_label == "always":
+        raise _refusal("--security-label", "security labels")
     return offered & flags
+
+
+def _refusal(option: str, what: str) -> OSError:
+    log.error("%s=always: the guest's kernel does not offer %s, so it can't mount", option, what)
+    return OSError(errno.EPROTO, f"the guest does not offer {what}")
 
 
 @op("INIT", tail=True)

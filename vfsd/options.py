@@ -271,7 +271,7 @@ _SANDBOX = (
         "Translate user ids without a user namespace; repeatable. map:GUEST:HOST:COUNT: COUNT ids from GUEST on are "
         "HOST and up on the host; guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT do so in one direction; "
         "squash-guest:GUEST:HOST:COUNT and squash-host:HOST:GUEST:COUNT make them one id; forbid-guest:GUEST:COUNT: "
-        "the guest may not use them (EPERM). Other ids stay as they are",
+        "the guest may not use them (EPERM). Other ids stay as they are. The ids in POSIX ACLs are translated too",
         *("translate_uid", "RULE"),
         convert=translate.rule,
         repeats=True,

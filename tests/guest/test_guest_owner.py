@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.acl import ACCESS, acl
 from tests.guest.conftest import KERNEL, QEMU
 from tests.sandbox.user import AS_ROOT, REPOSITORY, UID, as_user
 
@@ -13,11 +14,10 @@ PROGRAM = """
 import sys
 from vfsd.guest import Guest, Settings, Share
 first, second, uid, qemu, kernel = sys.argv[1:]
-here = f"squash-guest:0:{uid}:4294967295"
-there = f"host:{uid}:1000:1"
-options = [f"--translate-{kind}={rule}" for kind in ("uid", "gid") for rule in (here, there)]
+rules = (f"squash-guest:0:{uid}:1500", f"host:{uid}:1000:1", "map:2000:3000:10")
+options = [f"--translate-{kind}={rule}" for kind in ("uid", "gid") for rule in rules]
 shares = [Share(first, daemon_options=["--owner=1000:1001"]),
-          Share(second, "second", "/mnt/second", daemon_options=["--sandbox=none", *options])]
+          Share(second, "second", "/mnt/second", daemon_options=["--sandbox=none", "--posix-acl", *options])]
 with Guest(*shares, settings=Settings(qemu=qemu), kernel_name=kernel or None) as guest:
     result = guest.run(sys.stdin.read(), 120)
 sys.stdout.buffer.write(result.stdout)
@@ -57,11 +57,18 @@ refused as 1234 touch stranger
 as 1000 chmod 600 root
 as 1000 cat root
 
-# virtiofsd's example: everybody's files are the user's on the host, and 1000's in the guest.
+# Everybody's files are the user's on the host and 1000's in the guest; others are named in ACLs.
 cd /mnt/second
 as 1000 sh -c 'mkdir mine; echo x >mine/file'
 echo x >root
 show . mine mine/file root
+chmod 640 mine/file
+as 1000 setfacl -m u:2005:r,g:2006:rw mine/file
+as 1000 getfacl -cn mine/file
+as 2005 cat mine/file
+refused as 2004 cat mine/file
+refused as 2005 touch mine/file
+setpriv --reuid=1234 --regid=2006 --clear-groups -- sh -c 'echo y >>mine/file'
 """
 
 EXPECTED = """\
@@ -79,6 +86,14 @@ root
 mine 1000:1000 755
 mine/file 1000:1000 644
 root 1000:1000 644
+user::rw-
+user:2005:r--
+group::r--
+group:2006:rw-
+mask::rw-
+other::---
+
+x
 """
 
 
@@ -98,6 +113,8 @@ def test_an_ordinary_users_guest(tmp_path: Path) -> None:
     ended = subprocess.run(command, input=SCRIPT, capture_output=True, text=True, env=environment, cwd="/")
     assert ended.stdout == EXPECTED, ended.stderr[-4000:]
     assert ended.returncode == 0
+    assert os.getxattr(shares[1] / "mine/file", ACCESS) == acl("u::rw-,u:3005:r--,g::r--,g:3006:rw-,m::rw-,o::---")
+    assert (shares[1] / "mine/file").read_text() == "x\ny\n"
     # On the host it is all the user's, from-host apart, which root made.
     for share in shares:
         for directory, directories, files in os.walk(share):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.killpriv.compare import extra_modules
 from vfsd.guest.channel import Result
 from vfsd.guest.guest import Guest, Share
 from vfsd.guest.machine import Settings
@@ -38,7 +39,8 @@ def suite_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     directory = tmp_path_factory.mktemp("share")
     share = Share(directory, daemon=os.environ.get("VFSD_TEST_DAEMON"), daemon_options=["--xattr"])
     settings = Settings(qemu=os.environ.get("VFSD_TEST_QEMU", Settings.qemu), memory=1536)
-    with Guest(share, settings=settings, kernel_name=os.environ.get("VFSD_TEST_KERNEL")) as guest:
+    kernel = os.environ.get("VFSD_TEST_KERNEL")
+    with Guest(share, settings=settings, kernel_name=kernel, extra_modules=extra_modules(kernel)) as guest:
         yield guest
 
 

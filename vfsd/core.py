@@ -69,6 +69,8 @@ class Settings(NamedTuple):
     xattr: bool = False
     xattrmap: "XattrMap | None" = None
     killpriv: bool = True
+    #: The host leaves the set-id bits of what we write.
+    keeps_set_id: bool = False
     #: POSIX ACLs: never, auto (if the guest offers them) or always.
     posix_acl: str = "never"
     #: Security labels at creation: never, auto (if the guest offers them) or always; and the host's name for them.
@@ -106,6 +108,7 @@ class Settings(NamedTuple):
             xattr=xattr,
             xattrmap=config.xattrmap,
             killpriv=config.killpriv,
+            keeps_set_id=facts.keeps_set_id,
             posix_acl=_possible(config.posix_acl, xattr and facts.acl),
             security_label=_possible(config.security_label, xattr and facts.label),
             label=config.label,
@@ -135,6 +138,7 @@ class Settings(NamedTuple):
             | (lib.CORE_ANNOUNCE_SUBMOUNTS if self.announce_submounts else 0)
             | (lib.CORE_FILE_HANDLES if self.file_handles != "never" else 0)
             | (lib.CORE_FILE_HANDLES_ONLY if self.file_handles == "mandatory" else 0)
+            | (lib.CORE_KEEPS_SET_ID if self.keeps_set_id else 0)
         )
 
 

@@ -6,6 +6,8 @@ root may differ: they answer for themselves, request by request.
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 #: What a file system says of attributes it does not know at all.
@@ -21,6 +23,8 @@ class Facts(NamedTuple):
     acl: bool = False
     #: Whether the label asked about can be set.
     label: bool = False
+    #: What we write keeps its set-id bits: we have CAP_FSETID, and the file system goes by it.
+    keeps_set_id: bool = False
 
 
 #: Of a file system nobody has asked.
@@ -30,10 +34,15 @@ NOTHING = Facts()
 def find(fd: int, label: bytes = b"") -> Facts:
     """The facts about the file system of an open directory. `label`: the name of a security label, b"": don't ask.
 
-    A label is tried on a file without a name, which nobody sees and which leaves nothing behind.
+    What has to be tried is tried on a file without a name, which nobody sees and which leaves nothing behind.
     """
     kinds = [_knows(fd, name) for name in _KINDS]
-    return Facts(xattr=any(kinds), acl=kinds[-1], label=bool(label) and _takes(fd, label))
+    return Facts(
+        xattr=any(kinds),
+        acl=kinds[-1],
+        label=bool(label) and _takes(fd, label),
+        keeps_set_id=_keeps_set_id(fd),
+    )
 
 
 def _knows(fd: int, name: str) -> bool:
@@ -51,13 +60,29 @@ def _takes(fd: int, label: bytes) -> bool:
     except OSError:
         value = b"vfsd"
     try:
-        file = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        with _unnamed(fd) as file:
+            os.setxattr(file, label, value)
     except OSError:
         return False
+    return True
+
+
+def _keeps_set_id(fd: int) -> bool:
+    """Where no file without a name can be made (NFS, a read-only mount) the answer is no."""
     try:
-        os.setxattr(file, label, value)
+        with _unnamed(fd) as file:
+            os.fchmod(file, 0o6711)
+            os.write(file, b"x")
+            return os.fstat(file).st_mode & 0o6000 == 0o6000
     except OSError:
         return False
+
+
+@contextmanager
+def _unnamed(fd: int) -> Iterator[int]:
+    """A file in the directory that nobody sees."""
+    file = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    try:
+        yield file
     finally:
         os.close(file)
-    return True

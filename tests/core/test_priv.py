@@ -97,7 +97,9 @@ def test_a_write_that_kills(served: Served, mode: int, gid: int, expected: int) 
 
 @pytest.mark.parametrize("mode", [0o644, 0o4755, 0o6755, 0o6745])
 @pytest.mark.parametrize("flags", [0, lib.FUSE_WRITE_CACHE])
-def test_a_write_that_does_not(served: Served, mode: int, flags: int) -> None:
+@pytest.mark.parametrize("core_flags", [0, lib.CORE_KEEPS_SET_ID])
+def test_a_write_that_does_not(serve: Callable[..., Served], mode: int, flags: int, core_flags: int) -> None:
+    served = serve(core_flags=core_flags)
     path = make(served, mode)
     nodeid, fh = opened(served)
     served.client.write(nodeid, fh, b"x", write_flags=flags)
@@ -272,8 +274,17 @@ def map_capability(served: Served, name: str) -> None:
     served.restart()
 
 
-def test_a_capability_of_another_name_goes(serve: Callable[..., Served]) -> None:
-    served = serve(session_flags=V2)
+def test_a_host_that_keeps_them_loses_them_all_the_same(serve: Callable[..., Served]) -> None:
+    served = serve(session_flags=V2, core_flags=lib.CORE_KEEPS_SET_ID)
+    path = make(served, 0o6755)
+    nodeid, fh = opened(served)
+    served.client.write(nodeid, fh, b"x", write_flags=lib.FUSE_WRITE_KILL_SUIDGID)
+    assert mode_of(path) == 0o755
+
+
+@pytest.mark.parametrize("core_flags", [0, lib.CORE_KEEPS_SET_ID])
+def test_a_capability_of_another_name_goes(serve: Callable[..., Served], core_flags: int) -> None:
+    served = serve(session_flags=V2, core_flags=core_flags)
     map_capability(served, MAPPED)
     path = make(served, 0o600)
     nodeid, fh = opened(served)

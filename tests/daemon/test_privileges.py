@@ -1,16 +1,20 @@
-"""What a modification leaves of suid and sgid where the daemon is root, confined to a user namespace, or nobody special."""
+"""What a modification leaves of suid and sgid where the daemon is root, or an ordinary user, or lacks CAP_FSETID."""
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.core.served import REAL_ROOT
 from tests.daemon.daemon import Daemon, guest
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import ALL_FLAGS
 from tests.sandbox.user import AS_ROOT, UID, as_user
+from vfsd import facts
 from vfsd._fuse import lib
 
 KILL = lib.FUSE_WRITE_KILL_SUIDGID
@@ -71,3 +75,16 @@ def test_a_daemon_without_the_capability(start: Callable[..., Daemon], share: Pa
     daemon = start("--sandbox=none", "--modcaps=-fsetid")
     with guest(daemon, init=False) as (_, client):
         check_all(client, share / "hello")
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root has CAP_FSETID")
+def test_what_the_host_keeps_is_tried(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert facts.find(fd).keeps_set_id
+    os.close(fd)
+    script = "import os, sys; from vfsd.facts import find; print(find(os.open(sys.argv[1], os.O_RDONLY)).keeps_set_id)"
+    for wall in (["setpriv", "--bounding-set=-fsetid", "--inh-caps=-fsetid"], ["unshare", "--user", "--map-root-user"]):
+        command = [*wall, sys.executable, "-c", script, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "False\n", wall
+    assert os.listdir(tmp_path) == []

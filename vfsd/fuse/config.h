@@ -34,6 +34,7 @@ struct core_session {
 #define CORE_ANNOUNCE_SUBMOUNTS 16
 #define CORE_FILE_HANDLES 32     /* closed inodes are opened by file handle where the host can */
 #define CORE_FILE_HANDLES_ONLY 64 /* and never by name */
+#define CORE_KEEPS_SET_ID 128    /* the host leaves suid and sgid of what this process writes (vfsd/facts.py) */
 
 /* Whose ids: the index of the arrays below. */
 #define CORE_UID 0

@@ -32,7 +32,8 @@ ALWAYS = (
     | lib.FUSE_INIT_EXT
     | lib.FUSE_CREATE_SUPP_GROUP
     | lib.FUSE_EXPORT_SUPPORT
-    # From now on only what creates an inode says who asks. Nothing here goes by the caller of anything else.
+    # From now on only what creates an inode says who asks. ACCESS and what takes set-id bits away have to do without
+    # (tests/killpriv/reasons.py counts what that costs).
     | lib.FUSE_ALLOW_IDMAP
 )
 

@@ -61,6 +61,15 @@ def capability_first(operations: tuple[str, ...]) -> Reason:
     return reason
 
 
+def marks_stay(cell: Cell, words: list[str]) -> list[str] | None:
+    """fs/fuse/dir.c, fuse_setattr: a guest that takes the bits itself leaves sgid without group execute alone."""
+    # With O_DIRECT it tells us to take them (fs/fuse/file.c, fuse_direct_io).
+    operations = {*TRUNCATES, *WRITES, "chown same", "chown other"} - {"write O_DIRECT"}
+    if cell.operation in operations and cell.bits.endswith("sgid-x") and cell.caller in ("owner", "other"):
+        return [*words, "sgid"]
+    return None
+
+
 def nobody_marks(cell: Cell, words: list[str]) -> list[str] | None:
     """fs/fuse/dev.c, fuse_get_req: with FUSE_ALLOW_IDMAP no group is named, and sgid without group execute stays."""
     if cell.operation in (*MODIFIES, "chown same", "chown other") and cell.bits.endswith("sgid-x"):
@@ -89,7 +98,7 @@ def of_share(name: str, release: str) -> list[Reason]:
     direct = cache in ("never", "metadata")
     known: list[Reason] = [no_shared_mapping if direct and version < (6, 6) else mapped, refused]
     if off:
-        return known
+        return [*known, marks_stay, supplementary, *([nobody_marks, nobody_is_root] if version >= (6, 12) else [])]
     # From Linux 6.12 on a guest offers FUSE_ALLOW_IDMAP.
     if version >= (6, 12):
         return [*known, nobody_marks, nobody_owns, nobody_is_root]

@@ -3,12 +3,14 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from tests.fuseclient import ROOT
-from tests.ops.mount import Mount
+from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
+from vfsd.core import Settings
 
 USER, GROUP, OTHER = 1234, 2345, 3456
 
@@ -117,6 +119,14 @@ def test_a_chown_to_nobody_else(mount: Mount, mode: int, uid: int, gid: int, exp
     (mount.root / "f").chmod(mode)
     mount.client.uid, mount.client.gid = uid, gid
     assert stat.S_IMODE(mount.client.setattr(nodeid, valid).attr.mode) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps suid at a chown of nothing")
+def test_a_guest_that_kills_them_itself_sends_nothing_for_nothing(tmp_path: Path) -> None:
+    with share(tmp_path, Settings(killpriv=False)) as mount:
+        nodeid = node(mount)
+        (mount.root / "f").chmod(0o6755)
+        assert stat.S_IMODE(mount.client.setattr(nodeid).attr.mode) == 0o6755
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

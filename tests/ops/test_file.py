@@ -71,7 +71,9 @@ def test_copies_of_any_length(mount: Mount, opened: tuple[int, int]) -> None:
         (ALL_FLAGS, 38, 1234, 0o755),
         (ALL_FLAGS, 38, 0xFFFFFFFF, 0o755),
         (ALL_FLAGS, 36, 0, 0o755),
-        (ALL_FLAGS & ~lib.FUSE_HANDLE_KILLPRIV_V2, 45, 0, 0o755),
+        (ALL_FLAGS & ~lib.FUSE_HANDLE_KILLPRIV_V2, 38, 0, 0o6755),
+        (ALL_FLAGS & ~lib.FUSE_HANDLE_KILLPRIV_V2, 38, 1234, 0o755),
+        (0, 31, 0, 0o755),
     ],
 )
 def test_what_changes_data_kills_suid(tmp_path: Path, flags: int, minor: int, uid: int, expected: int) -> None:

@@ -38,13 +38,22 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
             atime = _time(valid, lib.FATTR_ATIME, lib.FATTR_ATIME_NOW, arg.atime, arg.atimensec)
             mtime = _time(valid, lib.FATTR_MTIME, lib.FATTR_MTIME_NOW, arg.mtime, arg.mtimensec)
             check(lib.sys_utimens(fd, *atime, *mtime))
-        if not valid & CHANGES and request.uid in (0, core.id_to_guest(lib.CORE_UID, os.fstat(fd).st_uid)):
-            # chown(-1, -1), whose set-id bits the guest leaves to us. Not everybody's: what a kernel would refuse
-            # (fs/attr.c, setattr_prepare) the guest lets through (fs/fuse/dir.c, fuse_setattr). Somebody else's may
-            # also be the first half of a modification (fs/inode.c, file_remove_privs), whose second half suffices.
+        if not valid & CHANGES and _strips(core, request, fd):
             _chown(core, request, fd, UNCHANGED, UNCHANGED)
         # FATTR_CTIME comes with the write-back cache only. The host's ctime is the host's.
     return core.attr(request.nodeid, arg.fh if valid & lib.FATTR_FH else NO_HANDLE)
+
+
+def _strips(core: Core, request: Request, fd: int) -> bool:
+    """Whether a SETATTR of nothing takes set-id bits: it is chown(-1, -1), for a guest that leaves them to us.
+
+    Not everybody's: what a kernel would refuse (fs/attr.c, setattr_prepare) the guest lets through (fs/fuse/dir.c,
+    fuse_setattr). Somebody else's may also be the first half of a modification (fs/inode.c, file_remove_privs), whose
+    second half suffices.
+    """
+    if not core.session.flags & lib.FUSE_HANDLE_KILLPRIV_V2:
+        return False
+    return request.uid in (0, core.id_to_guest(lib.CORE_UID, os.fstat(fd).st_uid))
 
 
 def _chown(core: Core, request: Request, fd: int, uid: int, gid: int) -> None:

@@ -84,8 +84,8 @@ def _offset(value: int) -> int:
 def _kills(core: Core, request: Request) -> int:
     """PRIV_* of an op that carries no flag about its caller's CAP_FSETID: the bits go.
 
-    Except for root, from the first kernels on that surely send an empty SETATTR beforehand where root lacks it
-    (Linux 6.1, which is FUSE 7.38; fs/fuse/file.c, fuse_file_fallocate: file_modified).
+    Except for root, from the first kernels on that surely send a SETATTR beforehand where root lacks it (Linux 6.1,
+    which is FUSE 7.38; fs/fuse/file.c, fuse_file_fallocate: file_modified).
     """
-    told = core.session.flags & lib.FUSE_HANDLE_KILLPRIV_V2 and core.session.minor >= MINOR_TELLS
+    told = core.session.minor >= MINOR_TELLS
     return lib.PRIV_KEEP if told and request.uid == 0 else lib.PRIV_KILL  # type: ignore[no-any-return]

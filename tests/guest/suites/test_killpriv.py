@@ -13,6 +13,7 @@ from .conftest import Place
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's daemon acts for more than one user")
 def test_privileges(suite_guest: Guest, place: Place) -> None:
     share = Share(place.host, path=place.path)
+    place.host.parent.chmod(0o755)  # other users of the guest have to get there
     compare.place_script(share)
     control = compare.native(suite_guest, share)
     seen, real = compare.shared(suite_guest, share)

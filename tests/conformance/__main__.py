@@ -16,8 +16,8 @@ def place(root: str, without: str) -> frozenset[str]:
         has.add("root")
     if has_flags(root):
         has.add("flags")
-    # Linux 6.2 taught FUSE about O_TMPFILE.
-    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 2):
+    # Linux 6.1 taught FUSE about O_TMPFILE.
+    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 1):
         has.add("tmpfile")
     return frozenset(has) - frozenset(without.split(","))
 

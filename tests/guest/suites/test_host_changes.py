@@ -1,5 +1,7 @@
 """What changes on the host is seen by the guest, whatever it has cached. `pytest -s` shows after how long; in auto mode
-that is a second, the validity of what it has cached, and what two looks at it take."""
+that is a second, the validity of what it has cached, and what two looks at it take.
+
+VFSD_TEST_SETTLE=65 waits so many seconds first: only then is a file kept in the guest from one open to the next."""
 
 import os
 import shutil
@@ -75,6 +77,7 @@ def prepare(root: Path) -> None:
 
 def test_host_changes(place: Place, scale: int) -> None:
     prepare(place.host)
+    time.sleep(float(os.environ.get("VFSD_TEST_SETTLE", "0")))
     shutil.copy(watcher.__file__, place.host)
     host, counts, done = changes(place.host), dict.fromkeys(watcher.STATES, 0), threading.Event()
     #: What passed from each request to the change, which on a busy host may be long.

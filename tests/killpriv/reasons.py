@@ -64,7 +64,7 @@ def capability_first(operations: tuple[str, ...]) -> Reason:
 def marks_stay(cell: Cell, words: list[str]) -> list[str] | None:
     """fs/fuse/dir.c, fuse_setattr: a guest that takes the bits itself leaves sgid without group execute alone."""
     # With O_DIRECT it tells us to take them (fs/fuse/file.c, fuse_direct_io).
-    operations = {*TRUNCATES, *WRITES, "chown same", "chown other"} - {"write O_DIRECT"}
+    operations = {*TRUNCATES, *WRITES, *NOTHING, "chown same", "chown other"} - {"write O_DIRECT"}
     if cell.operation in operations and cell.bits.endswith("sgid-x") and cell.caller in ("owner", "other"):
         return [*words, "sgid"]
     return None

@@ -273,3 +273,55 @@ def test_a_copy_up_leaves_the_nodeid(tmp_path: Path) -> None:
         served.close()
     finally:
         subprocess.run(["umount", "-R", "-l", layers], check=True)
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root can mount")
+def test_one_inode_on_two_mounts(serve: Callable[..., Served]) -> None:
+    """A bind mount has the device of what it binds; its own number tells it apart."""
+    served = serve(core_flags=lib.CORE_ANNOUNCE_SUBMOUNTS, session_flags=lib.FUSE_SUBMOUNTS)
+    client = served.client
+    for name in ("tree", "bind"):
+        (served.root / name).mkdir()
+    (served.root / "tree/f").write_text("data")
+    subprocess.run(["mount", "--bind", served.root / "tree", served.root / "bind"], check=True)
+    try:
+        tree, bind = client.lookup(ROOT, b"tree"), client.lookup(ROOT, b"bind")
+        assert tree.attr.ino == bind.attr.ino and tree.nodeid != bind.nodeid
+        assert (tree.attr.flags, bind.attr.flags) == (0, lib.FUSE_ATTR_SUBMOUNT)
+        one, other = client.lookup(tree.nodeid, b"f"), client.lookup(bind.nodeid, b"f")
+        assert one.attr.ino == other.attr.ino and one.nodeid != other.nodeid
+        assert client.getattr(one.nodeid).attr.ino == client.getattr(other.nodeid).attr.ino
+        fh = client.open(one.nodeid, os.O_RDWR).fh
+        client.write(one.nodeid, fh, b"changed")
+        client.release(one.nodeid, fh)
+        assert client.getattr(other.nodeid).attr.size == 7
+        served.restart()
+        assert client.lookup(ROOT, b"bind").nodeid == bind.nodeid
+        for entry in client.list(plus=True):
+            if entry.name == b"bind":
+                assert (entry.entry.nodeid, entry.entry.attr.flags) == (bind.nodeid, lib.FUSE_ATTR_SUBMOUNT)
+    finally:
+        subprocess.run(["umount", "-l", served.root / "bind"], check=True)
+    below = client.lookup(ROOT, b"bind")
+    assert below.nodeid not in (bind.nodeid, tree.nodeid) and below.attr.flags == 0
+    assert client.getattr(other.nodeid).attr.size == 7, "what the guest holds of a detached mount goes on"
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root can mount")
+def test_a_mount_that_comes_and_goes(serve: Callable[..., Served]) -> None:
+    served = serve(core_flags=lib.CORE_ANNOUNCE_SUBMOUNTS, session_flags=lib.FUSE_SUBMOUNTS)
+    client, sub = served.client, served.root / "sub"
+    sub.mkdir()
+    nodeids = [client.lookup(ROOT, b"sub").nodeid]
+    for _ in range(3):
+        subprocess.run(["mount", "-t", "tmpfs", "none", sub], check=True)
+        (sub / "f").touch()
+        mounted = client.lookup(ROOT, b"sub")
+        file = client.lookup(mounted.nodeid, b"f")
+        assert mounted.nodeid not in nodeids and mounted.attr.flags == lib.FUSE_ATTR_SUBMOUNT
+        nodeids.append(mounted.nodeid)
+        assert subprocess.run(["umount", sub], capture_output=True).returncode, "the guest holds it"
+        client.forget(file.nodeid)
+        client.forget(mounted.nodeid)
+        subprocess.run(["umount", sub], check=True)
+        assert client.lookup(ROOT, b"sub").nodeid == nodeids[0]

@@ -149,7 +149,7 @@ class Churn:
         for mark in range(1, pairs + 1):
             self.make(mark)
             self.look(self.dice.choice(self.held))
-            if mark % 4 == 0:
+            if mark % 6 == 0:
                 for nodeid in self.others:
                     self.client.getattr(nodeid)
             self.remove()
@@ -172,10 +172,10 @@ def crowd(mount: Mount, count: int) -> list[int]:
 
 
 @pytest.mark.timeout(120 + PAIRS // 100)
-@pytest.mark.parametrize(("descriptors", "handles"), [(0, "prefer"), (20, "prefer"), (20, "never")])
+@pytest.mark.parametrize(("descriptors", "handles"), [(0, "prefer"), (40, "prefer"), (40, "never")])
 def test_numbers_that_are_used_again(place: Path, descriptors: int, handles: str) -> None:
     with share(place, Settings(descriptors=descriptors, file_handles=handles)) as mount:
-        churn = Churn(mount, descriptors, crowd(mount, 40) if descriptors else [])
+        churn = Churn(mount, descriptors, crowd(mount, 60) if descriptors else [])
         churn.run(PAIRS)
         print(f"{PAIRS} pairs, {churn.reused} inode numbers used again, {churn.stale} stale, {len(churn.wrong)} wrong")
         assert not churn.wrong, f"{len(churn.wrong)} wrong identities: {churn.wrong[:5]}"

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from stat import S_IMODE, S_ISDIR, S_ISLNK
+from stat import S_IMODE, S_ISDIR, S_ISGID, S_ISLNK, S_ISUID
 from typing import Any
 
 from vfsd._fuse import lib
@@ -38,22 +38,25 @@ def setattr(core: Core, request: Request, arg: Any) -> bytes:
             atime = _time(valid, lib.FATTR_ATIME, lib.FATTR_ATIME_NOW, arg.atime, arg.atimensec)
             mtime = _time(valid, lib.FATTR_MTIME, lib.FATTR_MTIME_NOW, arg.mtime, arg.mtimensec)
             check(lib.sys_utimens(fd, *atime, *mtime))
-        if not valid & CHANGES and _strips(core, request, fd):
+        if not valid & CHANGES and _is_done(core, request, fd):
             _chown(core, request, fd, UNCHANGED, UNCHANGED)
         # FATTR_CTIME comes with the write-back cache only. The host's ctime is the host's.
     return core.attr(request.nodeid, arg.fh if valid & lib.FATTR_FH else NO_HANDLE)
 
 
-def _strips(core: Core, request: Request, fd: int) -> bool:
-    """Whether a SETATTR of nothing takes set-id bits: it is chown(-1, -1), for a guest that leaves them to us.
+def _is_done(core: Core, request: Request, fd: int) -> bool:
+    """Whether a SETATTR of nothing is done on the host. It is chown(-1, -1), and sets the ctime and takes set-id bits.
 
-    Not everybody's: what a kernel would refuse (fs/attr.c, setattr_prepare) the guest lets through (fs/fuse/dir.c,
-    fuse_setattr). Somebody else's may also be the first half of a modification (fs/inode.c, file_remove_privs), whose
-    second half suffices.
+    The bits not for everybody: what a kernel would refuse (fs/attr.c, setattr_prepare) the guest lets through
+    (fs/fuse/dir.c, fuse_setattr), and a guest with FUSE_ALLOW_IDMAP does not even tell who asks. Somebody else's may
+    also be the first half of a modification (fs/inode.c, file_remove_privs), whose second half suffices.
     """
+    host = os.fstat(fd)
+    if S_ISDIR(host.st_mode) or not host.st_mode & (S_ISUID | S_ISGID):
+        return True
     if not core.session.flags & lib.FUSE_HANDLE_KILLPRIV_V2:
         return False
-    return request.uid in (0, core.id_to_guest(lib.CORE_UID, os.fstat(fd).st_uid))
+    return request.uid in (0, core.id_to_guest(lib.CORE_UID, host.st_uid))
 
 
 def _chown(core: Core, request: Request, fd: int, uid: int, gid: int) -> None:

@@ -1,0 +1,166 @@
+"""Locks between two guests, each with a daemon of its own on one directory, and a process of the host."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import DAEMON, KERNEL, QEMU
+from vfsd.guest import Guest, GuestError, Settings, Share
+
+LOCKER = Path(__file__).with_name("locker.py")
+
+pytestmark = pytest.mark.skipif(bool(DAEMON), reason="other daemons leave locks to the guest")
+
+
+class Program:
+    """tests/guest/locker.py somewhere. `tell` does not wait for the answer."""
+
+    def __init__(self) -> None:
+        read, self.input = os.pipe()
+        self.answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.partial = b""
+        self.thread = threading.Thread(target=self.run, args=(read,), daemon=True)
+        self.thread.start()
+
+    def run(self, stdin: int) -> None:
+        raise NotImplementedError
+
+    def hear(self, data: bytes) -> None:
+        *lines, self.partial = (self.partial + data).split(b"\n")
+        for line in lines:
+            self.answers.put(line.decode())
+
+    def tell(self, line: str) -> None:
+        os.write(self.input, line.encode() + b"\n")
+
+    def answer(self) -> str:
+        return self.answers.get(timeout=60)
+
+    def ask(self, line: str) -> str:
+        self.tell(line)
+        return self.answer()
+
+    def end(self) -> None:
+        os.close(self.input)
+        self.thread.join(20)
+
+
+class InGuest(Program):
+    def __init__(self, guest: Guest, name: str) -> None:
+        self.guest, self.name = guest, name
+        super().__init__()
+
+    def run(self, stdin: int) -> None:
+        command = self.guest.start(["python3", str(LOCKER), self.name], stdin=stdin, stdout=self.hear)
+        try:
+            self.guest.wait(command)
+        except GuestError:
+            pass  # the guest was killed
+        os.close(stdin)
+
+
+class OnHost(Program):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__()
+
+    def run(self, stdin: int) -> None:
+        command = [sys.executable, str(LOCKER), str(self.path)]
+        with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE) as process:
+            os.close(stdin)
+            assert process.stdout
+            for line in process.stdout:
+                self.hear(line)
+
+
+@pytest.fixture
+def second(shared: Path) -> Iterator[Guest]:
+    """Another guest on the directory of the first one's share."""
+    with Guest(Share(shared), settings=Settings(qemu=QEMU), kernel_name=KERNEL) as booted:
+        yield booted
+
+
+def test_two_guests_and_the_host(guest: Guest, second: Guest, shared: Path) -> None:
+    (shared / "locked").write_bytes(bytes(100))
+    with ExitStack() as stack:
+        everyone = [InGuest(guest, "locked"), InGuest(second, "locked"), OnHost(shared / "locked")]
+        for one in everyone:
+            stack.callback(one.end)
+        for call in ("fcntl", "ofd", "flock"):
+            for one in everyone:
+                others = [other for other in everyone if other is not one]
+                assert one.ask(f"{call} exclusive") == "ok"
+                for kind in ("shared", "exclusive"):
+                    assert [other.ask(f"{call} {kind}") for other in others] == ["EAGAIN"] * 2
+                assert one.ask(f"{call} shared") == "ok"
+                assert [other.ask(f"{call} shared") for other in others] == ["ok"] * 2
+                assert one.ask(f"{call} exclusive") == "EAGAIN"
+                # What waits gets it when the last of the others lets go.
+                one.tell(f"{call} exclusive wait")
+                assert others[0].ask(f"{call} none") == "ok"
+                assert others[1].ask(f"{call} none") == "ok"
+                assert one.answer() == "ok"
+                assert one.ask(f"{call} none") == "ok"
+        # Ranges apart from each other, and who is in the way.
+        for number, one in enumerate(everyone):
+            assert one.ask(f"fcntl exclusive {10 * number} 10") == "ok"
+        assert everyone[0].ask("holder exclusive 5 10") == "1 10 10 0"
+        assert everyone[1].ask("holder shared 25 1") == "1 20 10 0"
+        assert everyone[2].ask("holder shared 0 0").startswith("1 0 10 ")
+        # A guest that is killed frees what it has: for who waits, and for who asks.
+        killed = everyone[1]
+        assert killed.ask("flock exclusive") == "ok"
+        everyone[0].tell("fcntl exclusive 10 10 wait")
+        assert everyone[2].ask("flock shared") == "EAGAIN"
+        assert second.machine and second.machine.process
+        second.machine.process.kill()
+        assert everyone[0].answer() == "ok"
+        assert everyone[2].ask("flock shared wait") == "ok"
+
+
+def test_processes_of_one_guest(guest: Guest, shared: Path) -> None:
+    """They know each other by their process ids, and a killed one frees what it has."""
+    (shared / "locked").write_bytes(bytes(100))
+    with ExitStack() as stack:
+        one, other = InGuest(guest, "locked"), InGuest(guest, "locked")
+        stack.callback(other.end)
+        stack.callback(one.end)
+        pid = one.ask("pid")
+        assert one.ask("fcntl exclusive 0 10") == "ok"
+        assert other.ask("holder shared 5 0") == f"1 0 10 {pid}"
+        # Two that wait for each other: whoever comes second is told.
+        assert other.ask("fcntl exclusive 20 10") == "ok"
+        other.tell("fcntl exclusive 0 10 wait")
+        one.tell("fcntl exclusive 20 10 wait")
+        told = first_to_answer(one, other)
+        assert told.answer() == "EDEADLK"
+        assert told.ask("fcntl none") == "ok"
+        assert (one if told is other else other).answer() == "ok"
+        # Killed with all kinds.
+        assert other.ask("fcntl none") == "ok"
+        assert one.ask("fcntl none") == "ok"
+        for words in ("fcntl exclusive 0 10", "ofd exclusive 50 10", "flock exclusive"):
+            assert one.ask(words) == "ok"
+        other.tell("fcntl exclusive 0 10 wait")
+        guest.request(f"kill -9 {pid}")
+        assert other.answer() == "ok"
+        assert other.ask("flock exclusive wait") == "ok"
+        assert other.ask("ofd exclusive 50 10 wait") == "ok"
+
+
+def first_to_answer(*programs: Program) -> Program:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for program in programs:
+            if not program.answers.empty():
+                return program
+        time.sleep(0.01)
+    raise TimeoutError("nobody answers")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from errno import EACCES, EISDIR
 from typing import Any, NamedTuple
 
+from tests.conformance.fuse_actors import FuseActor, FuseActors
 from tests.conformance.syscalls import DIRENT_TYPES, FLAGS_SET, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, TYPES, Syscalls
 from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import lib
@@ -24,7 +25,7 @@ class Open(NamedTuple):
     directory: bool
 
 
-class FuseExecutor:
+class FuseExecutor(FuseActors):
     """Steps on a mount that `client` has made (INIT); cases get directories below `base`, a path in the share."""
 
     def __init__(self, client: FuseClient, base: str = ".") -> None:
@@ -32,6 +33,7 @@ class FuseExecutor:
         self.base = base
         self.root = ROOT
         self.open_files: dict[str, Open] = {}
+        self.actors: dict[str, FuseActor] = {}
 
     def enter(self, case: str) -> None:
         with self._node(self.base) as parent:
@@ -39,6 +41,8 @@ class FuseExecutor:
 
     def leave(self) -> None:
         self.become(0, 0)
+        for who in list(self.actors):
+            self.end(who)
         for name in list(self.open_files):
             self.close(name)
         self.client.forget(self.root)

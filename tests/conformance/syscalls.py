@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from tests.conformance.actors import Actor, Actors
+
 TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "dir",
@@ -44,7 +46,7 @@ def has_flags(directory: str) -> bool:
         os.close(fd)
 
 
-class Syscalls:
+class Syscalls(Actors):
     """Steps as system calls on the directory `root`."""
 
     def __init__(self, root: str, privileged: bool) -> None:
@@ -52,6 +54,7 @@ class Syscalls:
         self.privileged = privileged
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.open_files: dict[str, int] = {}
+        self.actors: dict[str, Actor] = {}
         #: This process's own, once it has become somebody else.
         self.groups: list[int] | None = None
 
@@ -63,6 +66,8 @@ class Syscalls:
     def leave(self) -> None:
         if self.groups is not None:
             self.become(0, 0, *self.groups)
+        for who in list(self.actors):
+            self.end(who)
         for fd in self.open_files.values():
             os.close(fd)
         self.open_files.clear()

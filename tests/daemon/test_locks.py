@@ -113,8 +113,9 @@ def test_two_guests_and_the_host(daemon: Daemon, second: Daemon, share: Path) ->
         # A guest that is killed frees its locks.
         daemon.process.kill()
         daemon.process.wait()
-        two.lock(TWO, F_WRLCK, 0, 9)
-        two.lock(ONE, F_WRLCK, flock=True)
+        # Its worker ends a moment later.
+        assert two.ask(TWO, F_WRLCK, 0, 9).answer() == 0
+        assert two.ask(ONE, F_WRLCK, flock=True).answer() == 0
 
 
 def test_locks_outlive_the_worker(daemon: Daemon, share: Path) -> None:

@@ -1,4 +1,4 @@
-"""A program that locks as it is told, line by line: runs in guests and on the host alike, with the standard library only.
+"""A program that locks as it is told, line by line. It runs in guests and on the host, with the standard library only.
 
     python3 locker.py FILE
 
@@ -45,7 +45,8 @@ def main() -> None:
         try:
             answer = str(os.getpid()) if line.strip() == "pid" else serve(fd, line.split())
         except OSError as error:
-            answer = errno.errorcode[error.errno or 0]
+            # Whose other name is EDEADLOCK.
+            answer = "EDEADLK" if error.errno == errno.EDEADLK else errno.errorcode[error.errno or 0]
         print(answer, flush=True)
 
 

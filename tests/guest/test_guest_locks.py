@@ -2,12 +2,13 @@
 
 import os
 import queue
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.guest.conftest import DAEMON, KERNEL, QEMU
 from vfsd.guest import Guest, GuestError, Settings, Share
 
 LOCKER = Path(__file__).with_name("locker.py")
+WRITER = Path(__file__).with_name("sqlite_writer.py")
 
 pytestmark = pytest.mark.skipif(bool(DAEMON), reason="other daemons leave locks to the guest")
 
@@ -60,10 +62,8 @@ class InGuest(Program):
 
     def run(self, stdin: int) -> None:
         command = self.guest.start(["python3", str(LOCKER), self.name], stdin=stdin, stdout=self.hear)
-        try:
+        with suppress(GuestError):  # the guest is killed
             self.guest.wait(command)
-        except GuestError:
-            pass  # the guest was killed
         os.close(stdin)
 
 
@@ -81,49 +81,14 @@ class OnHost(Program):
                 self.hear(line)
 
 
-@pytest.fixture
-def second(shared: Path) -> Iterator[Guest]:
-    """Another guest on the directory of the first one's share."""
-    with Guest(Share(shared), settings=Settings(qemu=QEMU), kernel_name=KERNEL) as booted:
-        yield booted
-
-
-def test_two_guests_and_the_host(guest: Guest, second: Guest, shared: Path) -> None:
-    (shared / "locked").write_bytes(bytes(100))
-    with ExitStack() as stack:
-        everyone = [InGuest(guest, "locked"), InGuest(second, "locked"), OnHost(shared / "locked")]
-        for one in everyone:
-            stack.callback(one.end)
-        for call in ("fcntl", "ofd", "flock"):
-            for one in everyone:
-                others = [other for other in everyone if other is not one]
-                assert one.ask(f"{call} exclusive") == "ok"
-                for kind in ("shared", "exclusive"):
-                    assert [other.ask(f"{call} {kind}") for other in others] == ["EAGAIN"] * 2
-                assert one.ask(f"{call} shared") == "ok"
-                assert [other.ask(f"{call} shared") for other in others] == ["ok"] * 2
-                assert one.ask(f"{call} exclusive") == "EAGAIN"
-                # What waits gets it when the last of the others lets go.
-                one.tell(f"{call} exclusive wait")
-                assert others[0].ask(f"{call} none") == "ok"
-                assert others[1].ask(f"{call} none") == "ok"
-                assert one.answer() == "ok"
-                assert one.ask(f"{call} none") == "ok"
-        # Ranges apart from each other, and who is in the way.
-        for number, one in enumerate(everyone):
-            assert one.ask(f"fcntl exclusive {10 * number} 10") == "ok"
-        assert everyone[0].ask("holder exclusive 5 10") == "1 10 10 0"
-        assert everyone[1].ask("holder shared 25 1") == "1 20 10 0"
-        assert everyone[2].ask("holder shared 0 0").startswith("1 0 10 ")
-        # A guest that is killed frees what it has: for who waits, and for who asks.
-        killed = everyone[1]
-        assert killed.ask("flock exclusive") == "ok"
-        everyone[0].tell("fcntl exclusive 10 10 wait")
-        assert everyone[2].ask("flock shared") == "EAGAIN"
-        assert second.machine and second.machine.process
-        second.machine.process.kill()
-        assert everyone[0].answer() == "ok"
-        assert everyone[2].ask("flock shared wait") == "ok"
+def first_to_answer(*programs: Program) -> Program:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for program in programs:
+            if not program.answers.empty():
+                return program
+        time.sleep(0.01)
+    raise TimeoutError("nobody answers")
 
 
 def test_processes_of_one_guest(guest: Guest, shared: Path) -> None:
@@ -156,11 +121,76 @@ def test_processes_of_one_guest(guest: Guest, shared: Path) -> None:
         assert other.ask("ofd exclusive 50 10 wait") == "ok"
 
 
-def first_to_answer(*programs: Program) -> Program:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for program in programs:
-            if not program.answers.empty():
-                return program
-        time.sleep(0.01)
-    raise TimeoutError("nobody answers")
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("locks")
+
+
+@pytest.fixture(scope="module")
+def guests(directory: Path) -> Iterator[list[Guest]]:
+    """Two guests on one directory. A lock makes a writer wait for another; that it then sees what the other has
+    written takes --cache=never."""
+    share, settings = Share(directory, daemon_options=("--cache=never",)), Settings(qemu=QEMU)
+    with (
+        Guest(share, settings=settings, kernel_name=KERNEL) as one,
+        Guest(share, settings=settings, kernel_name=KERNEL) as other,
+    ):
+        yield [one, other]
+
+
+def test_one_database_of_two_guests_and_the_host(guests: list[Guest], directory: Path) -> None:
+    """SQLite in its default mode, which relies on fcntl(2) locks of byte ranges: nothing is lost, nothing damaged."""
+    database = sqlite3.connect(directory / "data.db")
+    database.executescript("CREATE TABLE counter (n); INSERT INTO counter VALUES (0); CREATE TABLE log (n, who, i, x);")
+    database.close()
+    command = ["python3", str(WRITER), "data.db"]
+    writers = [guest.start([*command, f"guest {number}", "15"]) for number, guest in enumerate(guests)]
+    host = subprocess.Popen([sys.executable, str(WRITER), str(directory / "data.db"), "host", "60"])
+    results = [guest.wait(writer, 240).check().text for guest, writer in zip(guests, writers, strict=True)]
+    assert host.wait(60) == 0
+    print(results)
+    database = sqlite3.connect(directory / "data.db")
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert database.execute("SELECT n FROM counter").fetchone() == (90,)
+    assert [n for (n,) in database.execute("SELECT n FROM log ORDER BY n")] == list(range(1, 91))
+    database.close()
+
+
+def test_two_guests_and_the_host(guests: list[Guest], directory: Path) -> None:
+    """The last test of these guests: it kills one."""
+    (directory / "locked").write_bytes(bytes(100))
+    with ExitStack() as stack:
+        everyone = [InGuest(guests[0], "locked"), InGuest(guests[1], "locked"), OnHost(directory / "locked")]
+        for one in everyone:
+            stack.callback(one.end)
+        for call in ("fcntl", "ofd", "flock"):
+            for one in everyone:
+                others = [other for other in everyone if other is not one]
+                assert one.ask(f"{call} exclusive") == "ok"
+                for kind in ("shared", "exclusive"):
+                    assert [other.ask(f"{call} {kind}") for other in others] == ["EAGAIN"] * 2
+                assert one.ask(f"{call} shared") == "ok"
+                assert [other.ask(f"{call} shared") for other in others] == ["ok"] * 2
+                assert one.ask(f"{call} exclusive") == "EAGAIN"
+                # What waits gets it when the last of the others lets go.
+                one.tell(f"{call} exclusive wait")
+                assert others[0].ask(f"{call} none") == "ok"
+                assert others[1].ask(f"{call} none") == "ok"
+                assert one.answer() == "ok"
+                assert one.ask(f"{call} none") == "ok"
+        # Ranges apart from each other, and who is in the way.
+        for number, one in enumerate(everyone):
+            assert one.ask(f"fcntl exclusive {10 * number} 10") == "ok"
+        assert everyone[0].ask("holder exclusive 5 10") == "1 10 10 0"
+        assert everyone[1].ask("holder shared 25 1") == "1 20 10 0"
+        assert everyone[2].ask("holder shared 0 0").startswith("1 0 10 ")
+        # A guest that is killed frees what it has: for who waits, and for who asks.
+        killed = everyone[1]
+        assert killed.ask("flock exclusive") == "ok"
+        everyone[0].tell("fcntl exclusive 10 10 wait")
+        assert everyone[2].ask("flock shared") == "EAGAIN"
+        machine = guests[1].machine
+        assert machine and machine.process
+        machine.process.kill()
+        assert everyone[0].answer() == "ok"
+        assert everyone[2].ask("flock shared wait") == "ok"

@@ -183,7 +183,6 @@ class Control:
             self._config.threads,
             descriptors.room(len(self._own | backend.descriptors())),
             self._supervisor.stop_fd,
-            self._supervisor.refuse_fd,
             self._broken,
             os.getpid(),
         )
@@ -191,24 +190,24 @@ class Control:
         self._reported = {ring.index for ring in backend.vrings if ring.state.broken}
         self._supervisor.start(lambda: worker.run(spec), lambda: sum(ring.state.completed for ring in backend.vrings))
 
-    def _park(self, stops: bool) -> None:
+    def _park(self) -> None:
         """Returns when no worker runs and every ring is parked. One that died instead of parking left a mark in the
         rings it ran: another one takes them over, serves what was in flight and no more, and parks them.
 
-        Requests that wait for a lock stay in flight, for the next worker; if the rings stop, they are refused.
+        Requests that wait for a lock stay in flight, for the next worker.
 
         Raises RemoteProtocolError when they all die: where the rings are is not known, and a wrong base would have the
         guest's requests served twice or never.
         """
-        self._supervisor.stop(stops)
+        self._supervisor.stop()
         backend, attempts = self._backend, 0
-        while backend and not self._lost and any(ring.in_flight(stops) for ring in backend.runnable()):
+        while backend and not self._lost and any(ring.abandoned for ring in backend.runnable()):
             if attempts == PARK_ATTEMPTS:
                 self._lost = True
                 raise RemoteProtocolError(f"requests in flight are lost: {attempts} workers in a row died of them")
             attempts += 1
             self._start(backend)
-            self._supervisor.stop(stops)
+            self._supervisor.stop()
 
     def _report_broken(self, backend: Backend) -> None:
         os.eventfd_read(self._broken)

@@ -44,7 +44,7 @@ PROTOCOL_FEATURES = (
 class FsDevice:
     """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does."""
 
-    def __init__(self, config: Config, share: Share, park: Callable[[bool], None]) -> None:
+    def __init__(self, config: Config, share: Share, park: Callable[[], None]) -> None:
         self.features: int = FEATURES
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
         self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
@@ -82,8 +82,8 @@ class FsDevice:
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("the configuration space of a file-system device is read-only")
 
-    def quiesce(self, stops: bool = False) -> None:
-        self._park(stops)
+    def quiesce(self) -> None:
+        self._park()
 
     def reset(self) -> None:
         for arena in self.arenas:

@@ -6,8 +6,8 @@ Rule 2. At most half of a ring is parked, so that there always is room for the r
 Rule 3. Only the worker's main thread answers what is parked.
 
 The guest's kernel can't take such a request back: virtiofs has no INTERRUPT (fs/fuse/virtio_fs.c), and EINTR would
-reach programs as errno 512 (fs/fuse/file.c, fuse_setlk). So a request is answered when it has its lock, or not at all
-until its ring stops: then it gets ENOLCK, since nobody would answer it any more.
+reach programs as errno 512 (fs/fuse/file.c, fuse_setlk). So a request is answered when it has its lock. While its ring
+is stopped it stays in flight.
 """
 
 import errno
@@ -58,7 +58,6 @@ class Parking:
         self._waiting: list[Waiting] = []
         self._lock = threading.Lock()
         self._interval = TICK
-        self._closed = False
 
     def park(self, chain: Any, op: Op, request: Request, body: bytes) -> tuple[int, bytes]:
         """A request that was refused its lock: VIRTQ_DEFERRED and nothing once it is parked, or what to answer."""
@@ -74,7 +73,7 @@ class Parking:
         return result, reply
 
     def _take(self, waiting: Waiting) -> int:
-        if self._closed or self.count(waiting.queue) >= self.room.get(waiting.queue, 0):
+        if self.count(waiting.queue) >= self.room.get(waiting.queue, 0):
             return -errno.ENOLCK
         others = [(other.request, _argument(other)) for other in self._waiting]
         if waiting.op.waits and waiting.op.waits(self._core, waiting.request, _argument(waiting), others):
@@ -105,14 +104,6 @@ class Parking:
             return False
         lib.fuse_finish(self._core.pointer, waiting.chain, waiting.request.unique, reply, result)
         return True
-
-    def refuse(self) -> None:
-        """The rings stop: answers ENOLCK to all that is parked, and parks nothing more."""
-        with self._lock:
-            self._closed = True
-            for waiting in self._waiting:
-                lib.fuse_finish(self._core.pointer, waiting.chain, waiting.request.unique, b"", -errno.ENOLCK)
-            self._waiting = []
 
     def count(self, queue: int) -> int:
         """How many requests of a ring are parked."""

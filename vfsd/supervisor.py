@@ -30,8 +30,6 @@ class Supervisor:
         self._interrupt, self._check = interrupt, check
         #: Readable: the worker is to park its rings and leave. All rings of all workers watch it.
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        #: Readable besides: it leaves nothing in flight, and refuses what waits.
-        self.refuse_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         #: Readable when the worker has ended, -1 when there is none.
         self.pidfd = -1
         self.pid = 0
@@ -72,12 +70,10 @@ class Supervisor:
         self.pid, self.pidfd = pid, pidfd[0]
         log.debug("worker %d started", pid)
 
-    def stop(self, refuse: bool) -> None:
+    def stop(self) -> None:
         """Returns when no worker runs: it has parked its rings, or died, which the records of the rings tell."""
         if not self.running:
             return
-        if refuse:
-            os.eventfd_write(self.refuse_fd, 1)
         os.eventfd_write(self.stop_fd, 1)
         if not self._ends(DEADLINE):
             log.warning(
@@ -87,8 +83,6 @@ class Supervisor:
             self._ends(None)
         self.collect()
         os.eventfd_read(self.stop_fd)
-        if refuse:
-            os.eventfd_read(self.refuse_fd)
 
     def collect(self) -> None:
         """The worker has ended: says how, if it was not asked to."""

@@ -50,8 +50,6 @@ class Spec(NamedTuple):
     room: int
     #: eventfd: readable when the rings are to be parked.
     stop: int
-    #: eventfd: readable when what is parked is to be refused then, and not left in flight.
-    refuse: int
     #: eventfd: written when a ring was found broken.
     broken: int
     #: Process id of the control process, in its own namespace.
@@ -124,8 +122,6 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     _wait(spec, parking)
     for thread in threads:
         thread.join()
-    if _readable(spec.refuse):
-        parking.refuse()
     for ring in rings:
         _leave(ring, parking.count(address(ring.queue)))
 
@@ -140,12 +136,6 @@ def _wait(spec: Spec, parking: Parking) -> None:
         if spec.stop in dict(poll.poll(None if timeout is None else timeout * 1000)):
             return
         parking.retry()
-
-
-def _readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _leave(ring: Ring, parked: int) -> None:

@@ -64,10 +64,10 @@ class Device(Protocol):
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises Refused."""
 
-    def quiesce(self, stops: bool = False) -> None:
+    def quiesce(self) -> None:
         """Returns when no worker runs, every ring is parked, and each state record says where it is.
 
-        Requests that can't be finished now are left in flight for the next worker, unless `stops`.
+        Requests that can't be finished now are left in flight for the next worker.
 
         Raises RemoteProtocolError when no worker runs but a ring can't be parked: nobody knows where it is.
         """
@@ -207,7 +207,7 @@ class Backend:
             arguments.append(message.fds)
         try:
             if row.quiesces:
-                self.device.quiesce(row.stops)
+                self.device.quiesce()
             result = getattr(self, row.method)(*arguments)
         except Refused as refusal:
             logger.warning("%s refused: %s", row.name, str(refusal))
@@ -281,6 +281,7 @@ class Backend:
     def reset_device(self) -> None:
         for vring in self.vrings:
             vring.stop()
+            vring.discard()
             vring.enabled = False
         self.features = self._status = 0
         self.device.reset()
@@ -295,7 +296,7 @@ class Backend:
             raise RemoteProtocolError(f"SET_STATUS: {status.value:#x} is no device status")
         self._status = status.value
         if not status.value:
-            self.device.quiesce(stops=True)
+            self.device.quiesce()
             for vring in self.vrings:
                 vring.stop()
 

@@ -71,6 +71,18 @@ static int settle_last_batch(struct virtq *queue)
 	return 0;
 }
 
+bool inflight_holds(const struct virtq *queue)
+{
+	const struct virtq_inflight *region = queue->config.inflight;
+	uint16_t count = 0;
+
+	if (region->version != 1 || region->desc_num < queue->config.num || region->used_idx != queue->used_idx)
+		return false;
+	for (uint32_t head = 0; head < queue->config.num; head++)
+		count += region->desc[head].inflight != 0;
+	return (uint16_t)(queue->used_idx + count) == queue->config.state->last_avail_idx;
+}
+
 static int by_counter(const void *a, const void *b, void *desc)
 {
 	const struct virtq_inflight_desc *descs = desc;

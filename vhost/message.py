@@ -274,7 +274,7 @@ class BackendRequest(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Row:
     """One request. `quiesces`: it changes what a worker was forked with, so no ring may run while it is served.
-    Requests that do so only at times quiesce by themselves. `stops`: a ring may stop, so nothing stays in flight."""
+    Requests that do so only at times quiesce by themselves."""
 
     request: Request | BackendRequest
     payload: type[Payload] | None = None
@@ -282,7 +282,6 @@ class Row:
     fds: Fds = Fds.NONE
     feature: ProtocolFeature = ProtocolFeature.NONE
     quiesces: bool = False
-    stops: bool = False
     without_fd: str = ""  # the sentence for a front-end that sent too few descriptors
 
     @property
@@ -307,34 +306,27 @@ ROWS = _table(
     Row(Request.GET_FEATURES, reply=U64),
     Row(Request.SET_FEATURES, U64, quiesces=True),
     Row(Request.SET_OWNER),
-    Row(Request.RESET_OWNER, quiesces=True, stops=True),
+    Row(Request.RESET_OWNER, quiesces=True),
     Row(Request.SET_MEM_TABLE, MemoryTable, fds=Fds.PER_REGION, without_fd=NOT_SHARED),
     Row(Request.SET_LOG_BASE, Log, U64, Fds.ONE, ProtocolFeature.LOG_SHMFD, quiesces=True),
     Row(Request.SET_LOG_FD, fds=Fds.ONE),
     Row(Request.SET_VRING_NUM, VringState, quiesces=True),
     Row(Request.SET_VRING_ADDR, VringAddr, quiesces=True),
     Row(Request.SET_VRING_BASE, VringState, quiesces=True),
-    Row(Request.GET_VRING_BASE, VringState, VringState, quiesces=True, stops=True),
+    Row(Request.GET_VRING_BASE, VringState, VringState, quiesces=True),
     Row(Request.SET_VRING_KICK, VringFile, fds=Fds.FLAGGED, quiesces=True),
     Row(Request.SET_VRING_CALL, VringFile, fds=Fds.FLAGGED),
     Row(Request.SET_VRING_ERR, VringFile, fds=Fds.FLAGGED),
     Row(Request.GET_PROTOCOL_FEATURES, reply=U64),
     Row(Request.SET_PROTOCOL_FEATURES, U64),
     Row(Request.GET_QUEUE_NUM, reply=U64, feature=ProtocolFeature.MQ),
-    Row(Request.SET_VRING_ENABLE, VringState, quiesces=True, stops=True),
+    Row(Request.SET_VRING_ENABLE, VringState, quiesces=True),
     Row(Request.SET_BACKEND_REQ_FD, fds=Fds.ONE, feature=ProtocolFeature.BACKEND_REQ),
     Row(Request.GET_CONFIG, Config, Config, feature=ProtocolFeature.CONFIG),
     Row(Request.SET_CONFIG, Config, feature=ProtocolFeature.CONFIG),
     Row(Request.GET_INFLIGHT_FD, Inflight, Inflight, feature=ProtocolFeature.INFLIGHT_SHMFD),
-    Row(
-        Request.SET_INFLIGHT_FD,
-        Inflight,
-        fds=Fds.ONE,
-        feature=ProtocolFeature.INFLIGHT_SHMFD,
-        quiesces=True,
-        stops=True,
-    ),
-    Row(Request.RESET_DEVICE, feature=ProtocolFeature.RESET_DEVICE, quiesces=True, stops=True),
+    Row(Request.SET_INFLIGHT_FD, Inflight, fds=Fds.ONE, feature=ProtocolFeature.INFLIGHT_SHMFD, quiesces=True),
+    Row(Request.RESET_DEVICE, feature=ProtocolFeature.RESET_DEVICE, quiesces=True),
     Row(Request.GET_MAX_MEM_SLOTS, reply=U64, feature=ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Row(
         Request.ADD_MEM_REG,

@@ -48,6 +48,8 @@ int chain_read(struct virtq *queue, uint16_t head);
 /* inflight.c. Starts from an empty region, or from what a dead worker left; -EPROTO when that makes no sense. */
 void inflight_start(struct virtq *queue);
 int inflight_recover(struct virtq *queue);
+/* Whether what a worker left on purpose is of this ring still: a driver may have begun a new one at its place. */
+bool inflight_holds(const struct virtq *queue);
 /* The mark of a head, before it is served; and around the moment it becomes used. */
 void inflight_mark(struct virtq *queue, uint16_t head);
 void inflight_prepare(struct virtq *queue, uint16_t head);

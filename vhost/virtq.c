@@ -87,9 +87,11 @@ static void resume(struct virtq *queue)
 {
 	struct virtq_state *state = queue->config.state;
 
-	state->suspended = 0;
 	queue->used_idx = read_once(&queue->used->idx);
 	queue->last_avail = queue->used_idx;
+	if (state->suspended && !inflight_holds(queue))
+		state->started = 0;
+	state->suspended = 0;
 	if (!state->started) {
 		queue->last_avail = state->last_avail_idx;
 		inflight_start(queue);

@@ -109,7 +109,8 @@ uint32_t virtq_pending(struct virtq *queue);
 
 /* After a drain: records last_avail_idx in `state` and clears `started`, so that the front-end can be told. */
 void virtq_park(struct virtq *queue);
-/* The same while chains are pending that are left in flight, for virtq_new to find: `started` stays. */
+/* The same while chains are pending that are left in flight: `started` stays. virtq_new finds them there, also when the
+ * ring was stopped meanwhile and goes on from last_avail_idx. */
 void virtq_suspend(struct virtq *queue);
 
 #endif

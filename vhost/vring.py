@@ -53,10 +53,11 @@ class Vring:
     def runnable(self, features: int) -> bool:
         return self.ring_state(features) is RingState.ENABLED and not self.state.broken
 
-    def in_flight(self, stops: bool) -> bool:
-        """While no worker runs: whether one has to take the ring over and serve what another left. What was left on
-        purpose matters only when the ring stops."""
-        return bool(self.state.started and (stops or not self.state.suspended))
+    @property
+    def abandoned(self) -> bool:
+        """While no worker runs: one died, and another has to find out where the ring is. Not so with what one left
+        in flight on purpose."""
+        return bool(self.state.started and not self.state.suspended)
 
     def descriptors(self) -> set[int]:
         return {self.kick, self.call, self.err} - {-1}
@@ -68,13 +69,16 @@ class Vring:
                 f"ring {self.index} has size {num}: give the device a queue-size that is a power of two "
                 f"up to {lib.VIRTQ_MAX_SIZE}"
             )
+        if num != self.num:
+            self.discard()
         self.num = num
 
     def set_base(self, base: int) -> None:
         self._require_stopped("SET_VRING_BASE")
         if base > 0xFFFF:
             raise RemoteProtocolError(f"SET_VRING_BASE of ring {self.index}: {base} is no index of a split ring")
-        self.state.started = self.state.suspended = 0
+        if not self.state.suspended or base != self.state.last_avail_idx:
+            self.discard()
         self.state.last_avail_idx = base
 
     def set_addr(self, addr: VringAddr) -> None:
@@ -84,6 +88,8 @@ class Vring:
         # virtio 1.3, section 2.7: alignment of the descriptor table, the available and the used ring.
         if addr.desc % 16 or addr.avail % 2 or addr.used % 4:
             raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index}: an address is misaligned")
+        if not self.addr or _parts(addr) != _parts(self.addr):
+            self.discard()
         self.addr = addr
 
     def start(self, kick: int, recovers: bool) -> None:
@@ -97,17 +103,26 @@ class Vring:
         self._close("kick")
         self.kick = kick
         if not self.started:
-            self.state.broken = self.state.suspended = 0
-            self.state.started = int(recovers)
+            self.state.broken = 0
+            if not self.state.suspended:
+                self.state.started = int(recovers)
         self.started = True
 
     def stop(self) -> int:
-        """GET_VRING_BASE: returns the available index to go on with. Call and err stay: QEMU sends err only once."""
+        """GET_VRING_BASE: returns the available index to go on with. Call and err stay: QEMU sends err only once.
+
+        What a worker left in flight on purpose stays so: if the ring goes on from here, another one finds it there.
+        """
         self._close("kick")
         self.started = False
-        self.state.started = self.state.suspended = 0
+        if self.state.broken or not self.state.suspended:
+            self.discard()
         self.state.broken = 0
         return int(self.state.last_avail_idx)
+
+    def discard(self) -> None:
+        """Forgets what is in flight: the ring begins at last_avail_idx."""
+        self.state.started = self.state.suspended = 0
 
     def replace(self, name: str, fd: int) -> None:
         """SET_VRING_CALL and SET_VRING_ERR: `fd` takes the place of the descriptor `name`; -1 is none.
@@ -154,6 +169,10 @@ class Vring:
         if getattr(self, name) >= 0:
             os.close(getattr(self, name))
         setattr(self, name, -1)
+
+
+def _parts(addr: VringAddr) -> tuple[int, int, int]:
+    return addr.desc, addr.avail, addr.used
 
 
 def _unblock(fd: int) -> None:

@@ -17,7 +17,7 @@ from tests.daemon.daemon import Daemon, guest, open_files, until
 from tests.frontend import FEATURES, FrontEnd
 from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import lib
-from vhost.message import Feature
+from vhost.message import Feature, ProtocolFeature
 
 ONE, TWO, THREE = 0xF00D_0000_0000_0001, 0xF00D_0000_0000_0002, 0xF00D_0000_0000_0003
 ALL_FLAGS = (1 << 64) - 1
@@ -245,9 +245,9 @@ def test_a_waiter_outlives_a_change_of_configuration(daemon: Daemon) -> None:
         assert "has not parked" not in daemon.log
 
 
-@pytest.mark.parametrize("dies", [False, True], ids=["", "and its worker died"])
+@pytest.mark.parametrize("dies", [False, True], ids=["", "its worker died"])
 @pytest.mark.parametrize("enable", [False, True])
-def test_a_ring_that_stops_leaves_nobody_waiting(daemon: Daemon, enable: bool, dies: bool) -> None:
+def test_a_waiter_outlives_a_pause_of_the_guest(daemon: Daemon, enable: bool, dies: bool) -> None:
     """QEMU's stop disables the rings first (vhost_dev_stop); a front-end without PROTOCOL_FEATURES can't."""
     features = FEATURES if enable else FEATURES & ~Feature.PROTOCOL_FEATURES
     with FrontEnd(daemon.socket_path) as frontend:
@@ -258,34 +258,42 @@ def test_a_ring_that_stops_leaves_nobody_waiting(daemon: Daemon, enable: bool, d
         nodeid = client.lookup(ROOT, b"hello").nodeid
         one = Guest(frontend, client, nodeid, client.open(nodeid, os.O_RDWR).fh)
         one.lock(ONE, F_WRLCK, 0, 9)
-        waiting = [one.ask(TWO, F_WRLCK), one.ask(THREE, F_RDLCK)]
-        client.statfs()
-        if dies:
-            daemon.kill_worker()
-        frontend.stop()
-        assert [asked.answer() for asked in waiting] == [errno.ENOLCK] * 2
-        frontend.start()
-        # The locks are as they were.
-        one.lock(TWO, F_WRLCK, expect=errno.EAGAIN)
-        waits = one.ask(TWO, F_WRLCK)
+        two, three = one.ask(TWO, F_WRLCK), one.ask(THREE, F_RDLCK)
+        for _ in range(2):
+            client.statfs()
+            if dies:
+                daemon.kill_worker()
+            frontend.stop()
+            assert not daemon.workers and not two.answered and not three.answered
+            frontend.start()
+        one.lock(THREE, F_WRLCK, 5, 5, expect=errno.EAGAIN)
         one.flush(ONE)
-        assert waits.answer() == 0
+        assert two.answer() == 0
+        assert not three.answered
+        one.flush(TWO)
+        assert three.answer() == 0
+        assert not frontend.queue(1).poll(), "answered twice"
     assert "has not parked" not in daemon.log and "Traceback" not in daemon.log
 
 
-def test_a_reboot_frees_the_locks_and_leaves_nobody_waiting(daemon: Daemon, share: Path) -> None:
-    with on(daemon) as one:
+@pytest.mark.parametrize("told", [True, False], ids=["RESET_DEVICE", "not told"])
+def test_a_reboot_frees_the_locks_and_forgets_who_waits(daemon: Daemon, share: Path, told: bool) -> None:
+    with FrontEnd(daemon.socket_path) as frontend:
+        frontend.negotiate(protocol_features=~(0 if told else ProtocolFeature.RESET_DEVICE))
+        frontend.start()
+        client = FuseClient(lambda request, room: frontend.request(1, request, room))
+        client.init(minor=45, flags=ALL_FLAGS)
+        nodeid = client.lookup(ROOT, b"hello").nodeid
+        one = Guest(frontend, client, nodeid, client.open(nodeid, os.O_RDWR).fh)
         one.lock(ONE, F_WRLCK)
-        waiting = one.ask(TWO, F_WRLCK)
-        one.client.statfs()
-        before = one.frontend.rings[1].queue
-        assert before
-        one.frontend.stop()
-        assert waiting.answer() == errno.ENOLCK
-        one.frontend.reset()
-        one.frontend.start()
-        one.client.init(minor=45, flags=ALL_FLAGS)
+        one.ask(TWO, F_WRLCK)
+        client.statfs()
+        frontend.reset()
+        frontend.start()
+        client.init(minor=45, flags=ALL_FLAGS)
         assert is_free(share / "hello")
+        assert client.lookup(ROOT, b"hello").nodeid
+        assert not frontend.queue(1).poll()
 
 
 @pytest.mark.parametrize("indirect", [True, False])

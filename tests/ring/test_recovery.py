@@ -310,3 +310,24 @@ def test_what_is_left_on_purpose_is_served_again(ring: Make, index: int) -> None
     assert r.driver.wait(waits).data == b"waits"
     r.park()
     assert (r.state.started, r.marks()) == (0, [])
+
+
+@pytest.mark.parametrize("change", ["used index", "a mark"])
+def test_what_is_left_is_forgotten_when_the_ring_is_another(ring: Make, change: str) -> None:
+    """The driver began anew at the same place, and by chance at the same index."""
+    r = ring()
+    r.start(lambda chain: DEFERRED)
+    for _ in range(3):
+        r.driver.add([b"waits"], [8])
+    r.driver.kick()
+    wait_for(lambda: lib.virtq_pending(r.queue) == 3)
+    r.stop()
+    lib.virtq_suspend(r.queue)
+    r.drop()
+    if change == "used index":
+        r.driver.used[1] = MAX
+    else:
+        r.inflight.desc[r.marks()[0]].inflight = 0
+    assert r.open() == 0
+    assert (r.state.started, r.state.suspended, r.marks()) == (1, 0, [])
+    assert lib.virtq_pending(r.queue) == 0

@@ -35,8 +35,6 @@ class RecordingDevice:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        #: What the last `quiesce` was told.
-        self.stops: bool | None = None
 
     def read_config(self, offset: int, size: int) -> bytes:
         return CONFIG[offset : offset + size]
@@ -44,9 +42,8 @@ class RecordingDevice:
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("nothing in the configuration space can be written")
 
-    def quiesce(self, stops: bool = False) -> None:
+    def quiesce(self) -> None:
         self.calls.append("quiesce")
-        self.stops = stops
 
     def reset(self) -> None:
         self.calls.append("reset")

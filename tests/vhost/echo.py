@@ -72,7 +72,7 @@ class EchoDevice:
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("there is no configuration space")
 
-    def quiesce(self, stops: bool = False) -> None:
+    def quiesce(self) -> None:
         if not self._running:
             return
         os.eventfd_write(self._stop, 1)

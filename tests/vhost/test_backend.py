@@ -104,7 +104,6 @@ def test_quiesces_as_its_row_says(connection: Connection, row) -> None:
     fe.send(row.request, payload, fds)
     connection.backend.handle()
     assert ("quiesce" in connection.device.calls) == row.quiesces
-    assert not row.quiesces or connection.device.stops == row.stops
     close_all(fds)
 
 

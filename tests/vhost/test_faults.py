@@ -104,7 +104,7 @@ def test_rings_that_can_not_be_parked(connection: Connection, caplog: pytest.Log
     fe.negotiate()
     fe.start()
 
-    def quiesce(stops: bool = False) -> None:
+    def quiesce() -> None:
         raise RemoteProtocolError("the rings are lost")
 
     connection.device.quiesce = quiesce  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """One vring's life."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -86,14 +87,52 @@ def test_a_recovering_ring(vring: Vring) -> None:
 
 
 def test_what_is_left_in_flight(vring: Vring) -> None:
+    """It stays for as long as the ring goes on where it stopped; whatever else the front-end says ends it."""
+    addr = vring.addr
+    assert addr
+
+    def left() -> None:
+        vring.start(-1, False)
+        vring.state.started, vring.state.last_avail_idx = 1, 7
+        assert vring.abandoned, "a worker that died"
+        vring.state.suspended = 1
+        assert not vring.abandoned
+        assert vring.stop() == 7
+        assert (vring.state.started, vring.state.suspended) == (1, 1)
+
+    def same() -> None:
+        vring.set_num(vring.num)
+        vring.set_base(7)
+        vring.set_addr(replace(addr, flags=1, log=0x8000))
+
+    left()
+    same()
     vring.start(-1, False)
-    assert not vring.in_flight(False) and not vring.in_flight(True)
-    vring.state.started = 1  # as a worker does
-    assert vring.in_flight(False) and vring.in_flight(True), "it died"
-    vring.state.suspended = 1
-    assert not vring.in_flight(False) and vring.in_flight(True)
-    vring.state.last_avail_idx = 7
-    assert vring.stop() == 7 and not vring.in_flight(True) and not vring.state.suspended
+    assert (vring.state.started, vring.state.suspended) == (1, 1)
+    other = [
+        lambda: vring.set_num(32),
+        lambda: vring.set_base(6),
+        lambda: vring.set_addr(replace(addr, desc=addr.desc + 16)),
+        lambda: vring.set_addr(replace(addr, avail=addr.avail + 2)),
+        lambda: vring.set_addr(replace(addr, used=addr.used + 4)),
+        vring.discard,
+        vring.reset,
+    ]
+    for change in other:
+        vring.reset()
+        vring.set_num(64)
+        vring.set_addr(addr)
+        left()
+        same()
+        change()
+        assert (vring.state.started, vring.state.suspended) == (0, 0)
+    vring.set_num(64)
+    vring.set_addr(addr)
+    left()
+    vring.start(-1, False)
+    vring.state.broken = 71
+    vring.stop()
+    assert (vring.state.started, vring.state.suspended) == (0, 0)
 
 
 def test_descriptors(vring: Vring) -> None:

@@ -141,8 +141,11 @@ def test_an_open_that_does_not_truncate_keeps_them(serve: Callable[..., Served])
 
 @pytest.mark.parametrize(("uid", "kill", "expected"), [(OTHER, 1, 0o777), (OTHER, 0, 0o6777), (0, 0, 0o6777),
                                                      (0, 1, 0o777)])  # fmt: skip
-def test_a_create_of_what_exists(serve: Callable[..., Served], uid: int, kill: int, expected: int) -> None:
-    served = serve(session_flags=V2, core_flags=lib.CORE_PRIVILEGED)
+@pytest.mark.parametrize("session", [V2, V2 | lib.FUSE_CREATE_SUPP_GROUP])
+def test_a_create_of_what_exists(
+    serve: Callable[..., Served], session: int, uid: int, kill: int, expected: int
+) -> None:
+    served = serve(session_flags=session, core_flags=lib.CORE_PRIVILEGED)
     path = make(served, 0o6777)
     served.client.uid = served.client.gid = uid
     served.client.create(ROOT, b"f", os.O_RDWR | os.O_TRUNC, open_flags=kill * lib.FUSE_OPEN_KILL_SUIDGID)

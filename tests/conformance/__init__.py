@@ -8,9 +8,9 @@ host directory (the control):
 All but fuse.py imports the standard library only, since it runs in guests.
 """
 
-from tests.conformance import attributes, files, locks, more, names
+from tests.conformance import acls, attributes, files, locks, more, names
 from tests.conformance.case import Case, Executor, Step, check, run
 
-CASES: list[Case] = [*names.CASES, *files.CASES, *attributes.CASES, *more.CASES, *locks.CASES]
+CASES: list[Case] = [*names.CASES, *files.CASES, *attributes.CASES, *acls.CASES, *more.CASES, *locks.CASES]
 
 __all__ = ["CASES", "Case", "Executor", "Step", "check", "run"]

@@ -6,7 +6,7 @@ import sys
 import tempfile
 
 from tests.conformance import CASES, run
-from tests.conformance.syscalls import Syscalls, has_flags
+from tests.conformance.syscalls import Syscalls, has_acls, has_flags
 
 
 def place(root: str, without: str) -> frozenset[str]:
@@ -16,6 +16,8 @@ def place(root: str, without: str) -> frozenset[str]:
         has.add("root")
     if has_flags(root):
         has.add("flags")
+    if has_acls(root):
+        has.add("acl")
     # Linux 6.1 taught FUSE about O_TMPFILE.
     if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 1):
         has.add("tmpfile")
@@ -25,7 +27,7 @@ def place(root: str, without: str) -> frozenset[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the conformance list as system calls.")
     parser.add_argument("root", help="directory to work in; a directory is made below it and left there")
-    parser.add_argument("--without", default="", help="what this place lacks (root,xattr,tmpfile)")
+    parser.add_argument("--without", default="", help="what this place lacks (root,xattr,tmpfile,acl)")
     options = parser.parse_args()
     has = place(options.root, options.without)
     os.umask(0)

@@ -5,6 +5,7 @@ A case is a name, steps, and what it needs of the place it runs in:
     root        to change owners, make devices and act as somebody else
     xattr       user.* attributes
     trusted     trusted.* attributes (CAP_SYS_ADMIN, which a daemon does without)
+    acl         POSIX access control lists, enforced
     tmpfile     O_TMPFILE (Linux 6.1 in a guest)
     flags       inode flags (FS_IOC_SETFLAGS), which not every file system has
     kernel      a kernel between caller and file system: permission checks, path walking with symlinks

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from tests.conformance.acl import ACCESS
 from tests.conformance.actors import Actor, Actors
 
 TYPES = {
@@ -32,6 +33,15 @@ FLAGS_SET = 0x70
 ZERO_RANGE = 0x10
 GETDENTS64 = {"x86_64": 217, "aarch64": 61, "riscv64": 61}
 NSEC = 1_000_000_000
+
+
+def has_acls(path: str) -> bool:
+    """Whether a directory's file system has POSIX ACLs."""
+    try:
+        os.getxattr(path, ACCESS)
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return True
 
 
 def has_flags(directory: str) -> bool:

@@ -9,12 +9,13 @@ import pytest
 
 from tests.conformance import CASES, Case, run
 from tests.conformance.fuse import FuseExecutor
-from tests.conformance.syscalls import Syscalls, has_flags
+from tests.conformance.syscalls import Syscalls, has_acls, has_flags
 from tests.ops.mount import Mount
 
 HERE = frozenset(
     {"xattr", "tmpfile"}
     | ({"flags"} if has_flags(tempfile.gettempdir()) else set())
+    | ({"acl"} if has_acls(tempfile.gettempdir()) else set())
     | ({"root", "trusted"} if os.geteuid() == 0 else set())
 )
 

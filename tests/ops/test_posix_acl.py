@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acl import ACCESS, DEFAULT, acl
+from tests.conformance.acl import ACCESS, DEFAULT, acl
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from vfsd._fuse import lib

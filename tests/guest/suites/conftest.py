@@ -17,6 +17,8 @@ from vfsd.guest.channel import Result
 from vfsd.guest.guest import Guest, Share
 from vfsd.guest.machine import Settings
 
+#: In words that virtiofsd understands too; the rules are --xattrmap=overlay.
+OPTIONS = ["--posix-acl=auto", "--xattrmap=/map/trusted.overlay./user.virtiofs./"]
 SCALE = int(os.environ.get("VFSD_TEST_SCALE", "1"))
 
 
@@ -37,7 +39,7 @@ def scale() -> int:
 def suite_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A booted guest whose only share is an empty directory."""
     directory = tmp_path_factory.mktemp("share")
-    share = Share(directory, daemon=os.environ.get("VFSD_TEST_DAEMON"), daemon_options=["--xattr"])
+    share = Share(directory, daemon=os.environ.get("VFSD_TEST_DAEMON"), daemon_options=OPTIONS)
     settings = Settings(qemu=os.environ.get("VFSD_TEST_QEMU", Settings.qemu), memory=1536)
     kernel = os.environ.get("VFSD_TEST_KERNEL")
     with Guest(share, settings=settings, kernel_name=kernel, extra_modules=extra_modules(kernel)) as guest:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.daemon.daemon import Daemon, guest
 from tests.fuseclient import ROOT
 from tests.ops.mount import ALL_FLAGS
-from tests.sandbox.user import AS_ROOT
+from tests.sandbox.user import AS_ROOT, UID, as_user
 from vfsd._fuse import lib
 
 #: A file system without extended attributes in the place of the share.
@@ -98,3 +99,23 @@ def test_labels(start: Callable[..., Daemon], share: Path) -> None:
         client.symlink(ROOT, b"link", b"made")
         assert client.getxattr(client.lookup(ROOT, b"made").nodeid, b"security.selinux") == b"label\0"
     assert os.getxattr(share / "made", "user.virtiofs.security.selinux") == b"label\0"
+
+
+@pytest.mark.parametrize("mode", ["none", "namespace"])
+def test_what_overlayfs_needs_of_an_ordinary_user(
+    start: Callable[..., Daemon], share: Path, tmp_path: Path, mode: str
+) -> None:
+    """Whiteouts, made and left behind, and attributes of its own: nothing of it takes privilege."""
+    prefix = as_user(tmp_path, False)
+    if AS_ROOT:
+        for path in (share, share / "hello"):
+            os.chown(path, UID, UID)
+    with guest(start(f"--sandbox={mode}", "--xattrmap=overlay", prefix=prefix)) as (_, client):
+        whiteout = client.mknod(ROOT, b"gone", stat.S_IFCHR, 0)
+        assert (whiteout.attr.mode & 0o170000, whiteout.attr.rdev) == (stat.S_IFCHR, 0)
+        client.rename2(ROOT, b"hello", ROOT, b"moved", flags=4)
+        client.setxattr(client.mkdir(ROOT, b"d").nodeid, b"trusted.overlay.opaque", b"y")
+        client.tmpfile(ROOT)
+    for name in ("gone", "hello"):
+        assert stat.S_ISCHR((share / name).lstat().st_mode) and (share / name).lstat().st_rdev == 0
+    assert os.getxattr(share / "d", "user.virtiofs.trusted.overlay.opaque") == b"y"

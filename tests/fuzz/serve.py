@@ -363,12 +363,15 @@ def run(count: int, seed: int) -> str:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
         proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         # Small tables, so that they are full at times.
-        areas = Arena("session", 4096), Arena("inodes", 16384), Arena("handles", 4096), Arena("locks", 4096)
+        areas = Arena("session", 4096), Arena("inodes", 32768), Arena("handles", 4096), Arena("locks", 4096)
         settings = Settings(privileged=os.geteuid() == 0, xattr=True, queue_size=128, label=b"user.label")
+        # And descriptors short, so that inodes do without theirs.
+        settings = settings._replace(descriptors=(0, 40, 40)[seed % 3], file_handles=("prefer", "never")[seed % 2])
         core = Core(settings, root_fd, proc_fd, *areas)
         open_door(core)
         guests = [Guest(core.pointer, seed), Guest(core.pointer, seed + 1_000_000)]
         agreed = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SECURITY_CTX | seed % 2 * lib.FUSE_CREATE_SUPP_GROUP
+        agreed |= lib.FUSE_EXPORT_SUPPORT
         core.session.flags, core.session.mounted = lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS | agreed, 1
         begun = time.monotonic()
         try:

@@ -51,6 +51,8 @@ class Config(NamedTuple):
     allow_direct_io: bool = False
     #: Shared mappings of files whose data the guest does not cache.
     allow_mmap: bool = True
+    #: Idmapped mounts in the guest, which then names its callers only where it makes something (FUSE_ALLOW_IDMAP).
+    allow_idmap: bool = True
     #: None: where the root of the share has them.
     xattr: bool | None = None
     xattrmap: XattrMap | None = None

@@ -80,6 +80,7 @@ class Settings(NamedTuple):
     readdirplus: str = "auto"
     writeback: bool = False
     allow_mmap: bool = True
+    allow_idmap: bool = True
     #: Locks reach the host, so that other guests and its processes see them: fcntl(2) and flock(2).
     posix_lock: bool = True
     flock: bool = True
@@ -115,6 +116,7 @@ class Settings(NamedTuple):
             readdirplus=config.readdirplus_mode,
             writeback=config.writeback,
             allow_mmap=config.allow_mmap,
+            allow_idmap=config.allow_idmap,
             posix_lock=config.posix_lock,
             flock=config.flock,
             queue_size=queue_size,

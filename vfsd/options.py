@@ -290,6 +290,14 @@ _SANDBOX = (
         convert=translate.owner,
     ),
     Option(
+        "--no-allow-idmap",
+        "Refuse idmapped mounts in the guest (from Linux 6.12), for which it leaves out of most requests who asks; "
+        "without them, set-id bits go and stay by the caller more exactly as on a local file system (vfsd only)",
+        "allow_idmap",
+        constant="off",
+        words=_SWITCH,
+    ),
+    Option(
         *("--seccomp", "Filter of system calls; kill, log and trap are not built yet", "", "none"),
         words={"none": None},
         unbuilt=("kill", "log", "trap"),

@@ -49,6 +49,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--inode-file-handles FALLBACK", {"inode_file_handles": "prefer"}),
     ("--allow-mmap", {"allow_mmap": True}),
     ("--no-allow-mmap", {"allow_mmap": False}),
+    ("--no-allow-idmap", {"allow_idmap": False}),
     ("--no-allow-mmap --allow-mmap", {}),
     ("--no-readdirplus", {"readdirplus": "never"}),
     *((f"--readdirplus={mode}", {"readdirplus": mode}) for mode in ("never", "auto", "always")),

@@ -26,6 +26,8 @@ SHARES = {
         "writeback": ["--cache=always", "--writeback"],
     }.items()
 }
+#: Where a guest from Linux 6.12 on names its callers.
+SHARES["auto named"] = [*SHARES["auto"], "--no-allow-idmap"]
 
 
 class Cell(NamedTuple):

@@ -93,14 +93,15 @@ def nobody_is_root(cell: Cell, words: list[str]) -> list[str] | None:
 
 def of_share(name: str, release: str) -> list[Reason]:
     """Those of one of compare.SHARES, on a guest's kernel (uname -r)."""
-    cache, _, off = name.partition(" ")
+    cache, _, variant = name.partition(" ")
     version = tuple(int(number) for number in release.split(".")[:2])
+    # From Linux 6.12 on a guest offers FUSE_ALLOW_IDMAP.
+    nameless = version >= (6, 12) and variant != "named"
     direct = cache in ("never", "metadata")
     known: list[Reason] = [no_shared_mapping if direct and version < (6, 6) else mapped, refused]
-    if off:
-        return [*known, marks_stay, supplementary, *([nobody_marks, nobody_is_root] if version >= (6, 12) else [])]
-    # From Linux 6.12 on a guest offers FUSE_ALLOW_IDMAP.
-    if version >= (6, 12):
+    if variant == "off":
+        return [*known, marks_stay, supplementary, *([nobody_marks, nobody_is_root] if nameless else [])]
+    if nameless:
         return [*known, nobody_marks, nobody_owns, nobody_is_root]
     # Without the page cache a write is the daemon's alone.
     return [*known, supplementary, capability_first(ALLOCATES if direct else (*ALLOCATES, *WRITES))]

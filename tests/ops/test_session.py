@@ -90,6 +90,7 @@ def test_upper_flags_need_init_ext(tmp_path: Path) -> None:
         ("killpriv", "ATOMIC_O_TRUNC"),
         ("posix_lock", "POSIX_LOCKS"),
         ("flock", "FLOCK_LOCKS"),
+        ("allow_idmap", "ALLOW_IDMAP"),
     ],
 )
 @pytest.mark.parametrize("value", [True, False])

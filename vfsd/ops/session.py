@@ -32,9 +32,6 @@ ALWAYS = (
     | lib.FUSE_INIT_EXT
     | lib.FUSE_CREATE_SUPP_GROUP
     | lib.FUSE_EXPORT_SUPPORT
-    # From now on only what creates an inode says who asks. ACCESS and what takes set-id bits away have to do without
-    # (tests/killpriv/reasons.py counts what that costs).
-    | lib.FUSE_ALLOW_IDMAP
 )
 
 #: POSIX ACLs take all three: the daemon applies umasks, and clears sgid when told to.
@@ -71,6 +68,9 @@ def wanted(settings: Settings) -> int:
         flags |= lib.FUSE_FLOCK_LOCKS
     if settings.allow_mmap:
         flags |= lib.FUSE_DIRECT_IO_ALLOW_MMAP
+    if settings.allow_idmap:
+        # From now on only what creates an inode says who asks: ACCESS and what takes set-id bits do without.
+        flags |= lib.FUSE_ALLOW_IDMAP
     return flags
 
 

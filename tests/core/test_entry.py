@@ -34,6 +34,20 @@ def test_lookup_tells_what_stat_tells(root: Path, client: FuseClient) -> None:
     assert entry.attr.flags == 0
 
 
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6644])
+def test_set_id_bits_are_not_kept(root: Path, client: FuseClient, mode: int) -> None:
+    """What takes them away leaves the guest's copy of the mode as it is, so it has none."""
+    (root / "f").touch()
+    (root / "f").chmod(mode)
+    entry = client.lookup(ROOT, b"f")
+    assert stat.S_IMODE(entry.attr.mode) == mode
+    assert (entry.entry_valid, entry.attr_valid, entry.attr_valid_nsec) == (1, 0, 0)
+    (root / "d").mkdir()
+    (root / "d").chmod(0o2755)
+    entry = client.lookup(ROOT, b"d")
+    assert (entry.attr_valid, entry.attr_valid_nsec) == (2, 7)
+
+
 def test_lookup_does_not_follow_a_symlink(root: Path, client: FuseClient) -> None:
     (root / "l").symlink_to("/etc")
     entry = client.lookup(ROOT, b"l")

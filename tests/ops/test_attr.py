@@ -185,5 +185,8 @@ def test_statx(mount: Mount) -> None:
         assert got.mtime.tv_sec * 10**9 + got.mtime.tv_nsec == host.st_mtime_ns
         assert (out.attr_valid, out.attr_valid_nsec) == (1, 0)
         assert not got.mask & 0x800 or got.btime.tv_sec > 1_700_000_000
+    (mount.root / "f").chmod(0o4755)
+    for answer in (mount.client.statx(nodeid), mount.client.getattr(nodeid)):
+        assert (answer.attr_valid, answer.attr_valid_nsec) == (0, 0)
     mount.client.statx(99, expect=errno.ESTALE)
     mount.client.statx(nodeid, fh=99, expect=errno.EBADF)

@@ -13,6 +13,15 @@ static bool is_submount(const struct core *core, const struct inode_key *dir, co
 	       key->type == S_IFDIR && (key->mnt_id != dir->mnt_id || key->dev != dir->dev);
 }
 
+/* How long the guest may keep attributes. A write takes set-id bits away, or another modification that carries no flag,
+ * and the guest does not ask for the mode again (fs/fuse/file.c, fuse_write_update_attr): it must not keep them. */
+static uint64_t attr_ns(const struct core *core, const struct statx *stat)
+{
+	if (S_ISREG(stat->stx_mode) && stat->stx_mode & (S_ISUID | S_ISGID))
+		return 0;
+	return core->config.attr_ns;
+}
+
 static void fill_entry(struct core *core, uint64_t nodeid, const struct directory *dir,
 		       const struct statx *stat, struct fuse_entry_out *out)
 {
@@ -22,8 +31,8 @@ static void fill_entry(struct core *core, uint64_t nodeid, const struct director
 		.nodeid = nodeid, /* never used twice, so its FUSE generation can stay 0 */
 		.entry_valid = core->config.entry_ns / NSEC_PER_SEC,
 		.entry_valid_nsec = core->config.entry_ns % NSEC_PER_SEC,
-		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
-		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
+		.attr_valid = attr_ns(core, stat) / NSEC_PER_SEC,
+		.attr_valid_nsec = attr_ns(core, stat) % NSEC_PER_SEC,
 	};
 	fill_attr(core, stat, &out->attr);
 	key_of(stat, &key);
@@ -176,8 +185,8 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 	if (error < 0)
 		return error;
 	*out = (struct fuse_attr_out){
-		.attr_valid = core->config.attr_ns / NSEC_PER_SEC,
-		.attr_valid_nsec = core->config.attr_ns % NSEC_PER_SEC,
+		.attr_valid = attr_ns(core, &stat) / NSEC_PER_SEC,
+		.attr_valid_nsec = attr_ns(core, &stat) % NSEC_PER_SEC,
 	};
 	fill_attr(core, &stat, &out->attr);
 	return 0;

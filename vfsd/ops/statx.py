@@ -1,5 +1,6 @@
 """STATX (Linux 6.6): GETATTR's answer as struct statx, for the birth time."""
 
+from stat import S_ISGID, S_ISREG, S_ISUID
 from typing import Any
 
 from vfsd._fuse import ffi, lib
@@ -18,6 +19,9 @@ def statx(core: Core, request: Request, arg: Any) -> bytes:
     pin = core.handle(arg.fh) if arg.getattr_flags & lib.FUSE_GETATTR_FH else core.inode(request.nodeid)
     with pin as fd:
         check(lib.sys_statx(fd, arg.sx_flags & SYNC_TYPE, arg.sx_mask, ffi.addressof(out, "stat")))
+    if S_ISREG(out.stat.mode) and out.stat.mode & (S_ISUID | S_ISGID):
+        # As GETATTR has it: what takes them away tells the guest nothing.
+        out.attr_valid = out.attr_valid_nsec = 0
     out.stat.uid = core.id_to_guest(lib.CORE_UID, out.stat.uid)
     out.stat.gid = core.id_to_guest(lib.CORE_GID, out.stat.gid)
     return packed(out)

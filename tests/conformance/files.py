@@ -103,6 +103,8 @@ CASES = [
         do("lseek", "h", 64 * K, os.SEEK_HOLE, gives=128 * K),
         do("lseek", "h", 128 * K, os.SEEK_DATA, fails=ENXIO),
         do("lseek", "h", 256 * K, os.SEEK_HOLE, fails=ENXIO),
+        do("lseek", "h", -1, os.SEEK_DATA, fails=ENXIO),
+        do("lseek", "h", -(1 << 40), os.SEEK_HOLE, fails=ENXIO),
         do("pread", "h", 3, 64 * K - 2, gives=b"\0\0a"),
         do("close", "h"),
     ),

@@ -314,7 +314,7 @@ class FuseExecutor(FuseActors):
 
     def lseek(self, file: str, offset: int, whence: int) -> int:
         nodeid, fh, _ = self.open_files[file]
-        found: int = self.client.lseek(nodeid, fh, offset, whence)
+        found: int = self.client.lseek(nodeid, fh, offset % (1 << 64), whence)
         return found
 
     def fallocate(self, file: str, mode: int, offset: int, size: int) -> None:

@@ -49,7 +49,10 @@ def lseek(core: Core, request: Request, arg: Any) -> bytes:
     if arg.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, "neither SEEK_DATA nor SEEK_HOLE")
     with core.handle(arg.fh) as fd:
-        offset = os.lseek(fd, _offset(arg.offset), arg.whence)
+        if arg.offset > OFFSET_MAX:
+            # Negative: the guest asks all the same, and file systems say that no data is there (fs/ext4/file.c).
+            raise OSError(errno.ENXIO, "offset outside the file")
+        offset = os.lseek(fd, arg.offset, arg.whence)
     return packed(ffi.new("struct fuse_lseek_out *", {"offset": offset}))
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.acl import ACCESS, acl
+from tests.conformance.acl import ACCESS, acl
 from tests.guest.conftest import KERNEL, QEMU
 from tests.sandbox.user import AS_ROOT, REPOSITORY, UID, as_user
 

@@ -252,7 +252,7 @@ uint64_t inode_moving(struct core *core, int dir_fd, const char *name)
 		inode_unpin_unlocked(core, slot);
 		slot = 0;
 	}
-	if (slot && inode_restore(core, slot, false) < 0) {
+	if (slot && inode_restore(core, slot) < 0) {
 		inode_unpin_unlocked(core, slot);
 		slot = 0;
 	}

@@ -92,7 +92,7 @@ int inode_get_key(struct core *core, uint64_t nodeid, struct inode_key *key)
 	if (!record)
 		return -ESTALE;
 	if (fd < 0) {
-		fd = inode_restore(core, slot, false);
+		fd = inode_restore(core, slot);
 		if (fd < 0)
 			inode_unpin_unlocked(core, slot);
 	}

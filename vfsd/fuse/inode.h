@@ -155,9 +155,8 @@ uint32_t locator_drop(struct core *core, uint32_t slot, struct loose *loose);
 void locators_load(struct core *core);
 
 /* mounts.c: the directories through which file handles are opened. */
-/* Whether the mount of `key` takes file handles; tries it with the directory `slot`, pinned and open as `fd`, unless
- * known. */
-bool mount_takes_handles(struct core *core, uint32_t slot, int fd, const struct inode_key *key);
+/* Whether the mount of `key` takes file handles; tries it with `fd`, a directory on it, unless known. */
+bool mount_takes_handles(struct core *core, int fd, const struct inode_key *key);
 /* Locked: the anchor of a mount, 0 when it has none. */
 uint32_t mount_anchor(struct core *core, const struct inode_key *key);
 /* Locked: one more, and one less, that is found through this directory. mount_use is false when there are too many
@@ -175,9 +174,8 @@ void evict_close(struct core *core);
 /* Locked: a record has got a descriptor, or is about to lose it. */
 void descriptor_got(struct core *core, uint32_t slot);
 void descriptor_gone(struct core *core, uint32_t slot);
-/* restore.c. The descriptor of a pinned inode, which is re-opened if it was closed. -errno leaves the pin. With `quiet` no other is
- * closed for it. */
-int inode_restore(struct core *core, uint32_t slot, bool quiet);
+/* restore.c. The descriptor of a pinned inode, which is re-opened if it was closed. -errno leaves the pin. */
+int inode_restore(struct core *core, uint32_t slot);
 
 static inline void spare(struct core *core, uint32_t slot)
 {

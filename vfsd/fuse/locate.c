@@ -3,7 +3,8 @@
  * Rule 1. A locator is made when a descriptor is about to be closed, from what the descriptor says then: no op pays for
  *         it before, and no rename on the host makes it wrong before.
  * Rule 2. A file handle where the mount takes them and the settings let it, else a name in a directory the table knows,
- *         looked at: if it does not lead to this inode, the descriptor stays open.
+ *         looked at: if it does not lead to this inode, the descriptor stays open. A directory is opened for it only
+ *         if it does: one more is open then and one less, nearer to the root, so that making room comes to an end.
  * Rule 3. An inode without a link is not located: nothing leads to it.
  * Rule 4. Only what tells a later inode of the same number from this one can be located: a file handle's tag, or a birth
  *         time.
@@ -17,7 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The descriptor of a directory of the table, its record pinned as *slot. */
+/* The descriptor of a directory of the table if it is open, its record pinned as *slot; or -1. */
 static int pin_directory(struct core *core, uint64_t nodeid, uint32_t *slot, struct inode_key *key)
 {
 	struct inode_record *record;
@@ -25,31 +26,125 @@ static int pin_directory(struct core *core, uint64_t nodeid, uint32_t *slot, str
 
 	pthread_mutex_lock(&core->inodes.lock);
 	record = inode_at(core, nodeid, slot);
-	if (record && record->type != S_IFDIR)
-		record = NULL;
-	if (record) {
+	if (record && record->type == S_IFDIR && record->fd >= 0) {
 		core->inodes.private[*slot].pins++;
 		*key = record_key(record);
 		fd = record->fd;
 	}
 	pthread_mutex_unlock(&core->inodes.lock);
-	if (!record)
-		return -ESTALE;
-	if (fd < 0) {
-		fd = inode_restore(core, *slot, true);
-		if (fd < 0)
-			inode_unpin_unlocked(core, *slot);
-	}
 	return fd;
+}
+
+/* The record of the directory that `fd` stands for, pinned; 0 if there is none. A closed one is given the descriptor,
+ * which is taken in any case. */
+static uint32_t pin_parent(struct core *core, int fd)
+{
+	struct found found = {.fd = fd, .name = ""};
+	struct loose loose = {0};
+	struct inode_key key;
+	struct statx stat;
+	uint32_t slot = 0;
+
+	if (stat_fd(fd, &stat) == 0) {
+		key_of(&stat, &key);
+		slot = inode_pin_key(core, &key, &found);
+	}
+	pthread_mutex_lock(&core->inodes.lock);
+	if (slot && is_closed(core, slot))
+		inode_adopt(core, slot, fd, &loose);
+	else
+		loose_add(&loose, fd);
+	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
+	return slot;
+}
+
+/* Where the path of an open inode says it is: the kernel keeps that up with every rename. */
+struct place {
+	char path[4096];
+	char *name; /* the last component */
+};
+
+static int find_place(struct core *core, int fd, struct place *place)
+{
+	char number[16];
+	ssize_t n;
+
+	snprintf(number, sizeof(number), "%d", fd);
+	n = readlinkat(core->config.proc_fd, number, place->path, sizeof(place->path) - 1);
+	if (n <= 0)
+		return -errno;
+	place->path[n] = 0;
+	place->name = strrchr(place->path, '/');
+	if (n == sizeof(place->path) - 1 || !place->name || !*++place->name)
+		return -ENAMETOOLONG;
+	return 0;
+}
+
+/* The directory that an inode is in now, or -1. Nothing of the table is opened for it. */
+static int open_parent(int fd, const struct inode_key *key, const struct place *place)
+{
+	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+			       .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+	char path[sizeof(place->path)];
+	size_t len = place->name - place->path;
+
+	if (key->type == S_IFDIR)
+		return openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (place->path[0] != '/')
+		return -1;
+	memcpy(path, place->path, len);
+	path[len] = 0;
+	return syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
+}
+
+/* Whether a name in a directory leads to the inode, which an open descriptor keeps from being another. */
+static bool leads(int dir_fd, const char *name, const struct inode_key *key)
+{
+	struct inode_key found;
+	struct statx stat;
+
+	if (stat_name(dir_fd, name, &stat) < 0)
+		return false;
+	key_of(&stat, &found);
+	return same_key(&found, key);
+}
+
+static bool is_on_mount(int fd, const struct inode_key *key)
+{
+	struct inode_key found;
+	struct statx stat;
+
+	if (stat_fd(fd, &stat) < 0)
+		return false;
+	key_of(&stat, &found);
+	return same_mount(&found, key);
+}
+
+/* A parent through which file handles of the mount of `key` can be opened, pinned; or 0. */
+static uint32_t pin_parent_anchor(struct core *core, int fd, const struct inode_key *key)
+{
+	struct place place;
+	int dir_fd;
+
+	if (find_place(core, fd, &place) < 0)
+		return 0;
+	dir_fd = open_parent(fd, key, &place);
+	if (dir_fd < 0)
+		return 0;
+	if (is_on_mount(dir_fd, key) && mount_takes_handles(core, dir_fd, key))
+		return pin_parent(core, dir_fd);
+	close(dir_fd);
+	return 0;
 }
 
 /* The directory through which a file handle of the mount of `key` is opened, pinned; 0 if there is none. `near`: one
  * that may lie on it. */
-static uint32_t pin_anchor(struct core *core, uint64_t near, const struct inode_key *key)
+static uint32_t pin_anchor(struct core *core, uint64_t near, int fd, const struct inode_key *key)
 {
 	struct inode_key root = record_key(inode_record(core, FUSE_ROOT_ID)), found;
 	uint32_t slot;
-	int fd;
+	int dir_fd;
 
 	pthread_mutex_lock(&core->inodes.lock);
 	slot = mount_anchor(core, key);
@@ -58,21 +153,21 @@ static uint32_t pin_anchor(struct core *core, uint64_t near, const struct inode_
 	pthread_mutex_unlock(&core->inodes.lock);
 	if (slot)
 		return slot;
-	fd = pin_directory(core, same_mount(&root, key) ? FUSE_ROOT_ID : near, &slot, &found);
-	if (fd < 0)
-		return 0;
-	if (same_mount(&found, key) && mount_takes_handles(core, slot, fd, key))
+	dir_fd = pin_directory(core, same_mount(&root, key) ? FUSE_ROOT_ID : near, &slot, &found);
+	if (dir_fd < 0)
+		return pin_parent_anchor(core, fd, key);
+	if (same_mount(&found, key) && mount_takes_handles(core, dir_fd, key))
 		return slot;
 	inode_unpin_unlocked(core, slot);
 	return 0;
 }
 
-static int locate_by_handle(struct core *core, uint64_t near, const struct inode_key *key,
+static int locate_by_handle(struct core *core, uint64_t near, int fd, const struct inode_key *key,
 			    const struct inode_handle *handle, struct locator *to, uint32_t *base)
 {
 	if (!handle->len || handle->len > LOCATOR_MAX)
 		return -EOPNOTSUPP;
-	*base = pin_anchor(core, near, key);
+	*base = pin_anchor(core, near, fd, key);
 	if (!*base)
 		return -EOPNOTSUPP;
 	to->how = BY_HANDLE;
@@ -82,82 +177,35 @@ static int locate_by_handle(struct core *core, uint64_t near, const struct inode
 	return 0;
 }
 
-/* Whether a name in a directory of the table leads to the inode, which an open descriptor keeps from being another.
- * The directory stays pinned then. */
-static bool leads(struct core *core, uint64_t directory, const char *name, const struct inode_key *key, uint32_t *base)
-{
-	struct inode_key at, found;
-	struct statx stat;
-	int fd = directory ? pin_directory(core, directory, base, &at) : -1;
-
-	if (fd < 0)
-		return false;
-	if (stat_name(fd, name, &stat) == 0) {
-		key_of(&stat, &found);
-		if (same_key(&found, key))
-			return true;
-	}
-	inode_unpin_unlocked(core, *base);
-	return false;
-}
-
-/* The path of the directory that a path's last component is in. */
-static int open_parent(char *path, const char *last)
-{
-	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-			       .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-
-	if (*path != '/')
-		return -1;
-	path[last - path] = 0;
-	return syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
-}
-
-/* The directory that an inode is in now, if the table knows it: the host may have moved it. */
-static uint64_t find_parent(struct core *core, int fd, const struct inode_key *key, char *path, const char *last)
-{
-	struct found found = {.name = ""};
-	struct inode_key parent;
-	struct statx stat;
-	uint64_t nodeid = 0;
-	uint32_t slot;
-
-	found.fd = key->type == S_IFDIR ? openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC) : open_parent(path, last);
-	if (found.fd < 0)
-		return 0;
-	if (stat_fd(found.fd, &stat) == 0) {
-		key_of(&stat, &parent);
-		slot = inode_pin_key(core, &parent, &found);
-		if (slot) {
-			nodeid = slots_id(&core->inodes, slot);
-			inode_unpin_unlocked(core, slot);
-		}
-	}
-	close(found.fd);
-	return nodeid;
-}
-
-/* The path of a descriptor tells the name: the kernel keeps it up with every rename. */
 static int locate_by_name(struct core *core, uint64_t near, int fd, const struct inode_key *key, struct locator *to,
 			  uint32_t *base)
 {
-	char number[16], path[4096], *name;
-	ssize_t n;
+	struct inode_key at;
+	struct place place;
+	int dir_fd, error = find_place(core, fd, &place);
 
-	snprintf(number, sizeof(number), "%d", fd);
-	n = readlinkat(core->config.proc_fd, number, path, sizeof(path) - 1);
-	if (n <= 0)
-		return -errno;
-	path[n] = 0;
-	name = strrchr(path, '/');
-	if (n == sizeof(path) - 1 || !name || !name[1] || strlen(name + 1) > LOCATOR_MAX)
+	if (error < 0)
+		return error;
+	if (strlen(place.name) > LOCATOR_MAX)
 		return -ENAMETOOLONG;
 	to->how = BY_NAME;
-	to->len = strlen(name + 1);
-	memcpy(to->bytes, name + 1, to->len + 1);
-	if (leads(core, near, to->bytes, key, base))
-		return 0;
-	return leads(core, find_parent(core, fd, key, path, name + 1), to->bytes, key, base) ? 0 : -ENOENT;
+	to->len = strlen(place.name);
+	memcpy(to->bytes, place.name, to->len + 1);
+	dir_fd = pin_directory(core, near, base, &at);
+	if (dir_fd >= 0) {
+		if (leads(dir_fd, to->bytes, key))
+			return 0;
+		inode_unpin_unlocked(core, *base);
+	}
+	/* The host may have moved it, or its directory is closed. */
+	dir_fd = open_parent(fd, key, &place);
+	if (dir_fd >= 0 && leads(dir_fd, to->bytes, key)) {
+		*base = pin_parent(core, dir_fd);
+		return *base ? 0 : -ENOENT;
+	}
+	if (dir_fd >= 0)
+		close(dir_fd);
+	return -ENOENT;
 }
 
 int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, struct locator *to, uint32_t *base)
@@ -181,7 +229,7 @@ int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, stru
 	pthread_mutex_unlock(&core->inodes.lock);
 	error = -EOPNOTSUPP;
 	if (core->config.flags & CORE_FILE_HANDLES)
-		error = locate_by_handle(core, near, key, &handle, to, base);
+		error = locate_by_handle(core, near, fd, key, &handle, to, base);
 	if (error < 0 && !(core->config.flags & CORE_FILE_HANDLES_ONLY))
 		error = locate_by_name(core, near, fd, key, to, base);
 	if (error == 0)

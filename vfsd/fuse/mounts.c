@@ -88,7 +88,7 @@ static int try_handle(struct core *core, int fd)
 	return 0;
 }
 
-bool mount_takes_handles(struct core *core, uint32_t slot, int fd, const struct inode_key *key)
+bool mount_takes_handles(struct core *core, int fd, const struct inode_key *key)
 {
 	bool known, takes;
 	struct mount *mount;

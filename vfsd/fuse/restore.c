@@ -108,13 +108,13 @@ static int open_from_handle(struct core *core, const struct opening *opening)
 	return -ESTALE;
 }
 
-static int open_located(struct core *core, const struct opening *opening, bool quiet)
+static int open_located(struct core *core, const struct opening *opening)
 {
 	int fd;
 
 	do
 		fd = open_once(core, opening);
-	while (fd < 0 && !quiet && out_of_descriptors(core, fd));
+	while (fd < 0 && out_of_descriptors(core, fd));
 	if (fd >= 0 && !is_same(opening, fd)) {
 		close(fd);
 		fd = -ESTALE;
@@ -123,7 +123,7 @@ static int open_located(struct core *core, const struct opening *opening, bool q
 		return fd;
 	do
 		fd = open_from_handle(core, opening);
-	while (fd < 0 && !quiet && out_of_descriptors(core, fd));
+	while (fd < 0 && out_of_descriptors(core, fd));
 	return fd;
 }
 
@@ -146,7 +146,7 @@ static void finish_opening(struct core *core, const struct opening *opening, int
 	loose_close(&loose);
 }
 
-int inode_restore(struct core *core, uint32_t slot, bool quiet)
+int inode_restore(struct core *core, uint32_t slot)
 {
 	struct opening opening;
 	uint32_t held = 0;
@@ -162,9 +162,8 @@ int inode_restore(struct core *core, uint32_t slot, bool quiet)
 			inode_unpin_unlocked(core, held);
 		if (fd >= 0 || error < 0)
 			return fd >= 0 ? fd : error;
-		if (!quiet)
-			error = make_room(core, 1);
-		fd = error < 0 ? error : open_located(core, &opening, quiet);
+		error = make_room(core, 1);
+		fd = error < 0 ? error : open_located(core, &opening);
 		finish_opening(core, &opening, fd);
 		if (fd < 0)
 			return fd;

@@ -1,6 +1,7 @@
 """Making room comes to an end, and loses nothing that changes meanwhile."""
 
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -54,3 +55,36 @@ def test_a_closed_directory_is_opened_for_what_it_holds(tight: Served) -> None:
     crowd(tight)
     assert nodeid in closed(tight)
     assert tight.client.getattr(nodeid).attr.ino == (tight.root / "z/b/c/f").stat().st_ino
+
+
+def test_renames_beside_evictions(serve: Callable[..., Served]) -> None:
+    """An inode is not closed under a name that was taken from it while it was looked at."""
+    served = serve(records=256)
+    served.limit(100)
+    names = [b"a", b"b"]
+    (served.root / "a").touch()
+    nodeid = served.client.lookup(ROOT, b"a").nodeid
+    (served.root / "other").touch()
+    served.client.lookup(ROOT, b"other")
+    lib.inode_evict(served.core)
+    stop = threading.Event()
+
+    def evict() -> None:
+        while not stop.is_set():
+            lib.inode_evict(served.core)
+
+    threads = [threading.Thread(target=evict) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for i in range(30_000):
+            old, new = names[i % 2], names[1 - i % 2]
+            token = lib.inode_moving(served.core, served.root_fd, old)
+            assert lib.sys_renameat2(served.root_fd, old, served.root_fd, new, 0) == 0
+            lib.inode_moved(served.core, token)
+            assert lib.inode_get(served.core, nodeid, ffi.NULL) >= 0, f"lost at rename {i}"
+            lib.inode_put(served.core, nodeid)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

@@ -4,7 +4,8 @@
  * Rule 2. CLOCK: the hand goes over the descriptors, and closes the first that was not used since it came by. One
  *         in use (pinned), an anchor, or one that can't be located stays.
  * Rule 3. Names are moved with regard to closed inodes (inode_moving) from the moment on that one may be closed; a name
- *         whose change began before that keeps any from being closed by name.
+ *         whose change began before that keeps any from being closed by name. A change that began and ended while an
+ *         inode was being located is seen too.
  */
 #include "inode.h"
 
@@ -87,14 +88,21 @@ static uint32_t choose(struct core *core)
 			continue;
 		}
 		private->pins++;
+		private->moved = 0;
 		return slot;
 	}
 	return 0;
 }
 
+/* Whether a name found before may have been changed since. `moved`: the evictor's at that time. */
+static bool name_is_old(struct core *core, uint32_t slot, uint32_t moved)
+{
+	return core->inodes.private[slot].moved || core->evictor.moving || core->evictor.moved != moved;
+}
+
 /* Writes what the inode is found by and takes its descriptor away, unless somebody has come for it meanwhile. */
 static bool commit(struct core *core, uint32_t slot, const struct inode_key *key, const struct locator *locator,
-		   uint32_t base)
+		   uint32_t base, uint32_t moved)
 {
 	struct slot_private *private = &core->inodes.private[slot];
 	struct inode_record *record = inode_record(core, slot);
@@ -102,7 +110,7 @@ static bool commit(struct core *core, uint32_t slot, const struct inode_key *key
 
 	if (private->pins != 1 || !private->refs || private->anchor)
 		return false;
-	if (locator->how == BY_NAME && (core->evictor.moving || is_closed(core, base)))
+	if (locator->how == BY_NAME && (name_is_old(core, slot, moved) || is_closed(core, base)))
 		return false;
 	if (locator->how == BY_HANDLE && !mount_use(core, base))
 		return false;
@@ -124,8 +132,8 @@ static bool commit(struct core *core, uint32_t slot, const struct inode_key *key
 	return true;
 }
 
-/* Closes the descriptor of an inode that `choose` has pinned. */
-static bool let_go(struct core *core, uint32_t slot)
+/* Closes the descriptor of an inode that `choose` has pinned. `moved`: the evictor's at that time. */
+static bool let_go(struct core *core, uint32_t slot, uint32_t moved)
 {
 	int fd = inode_record(core, slot)->fd;
 	struct loose loose = {0};
@@ -136,7 +144,7 @@ static bool let_go(struct core *core, uint32_t slot)
 
 	located = locate(core, slot, fd, &key, &locator, &base) == 0;
 	pthread_mutex_lock(&core->inodes.lock);
-	closed = located && commit(core, slot, &key, &locator, base);
+	closed = located && commit(core, slot, &key, &locator, base, moved);
 	if (closed)
 		loose_add(&loose, fd);
 	else if (!located)
@@ -155,15 +163,16 @@ static bool let_go(struct core *core, uint32_t slot)
 static int evict(struct core *core)
 {
 	int i, error = -ENFILE;
-	uint32_t slot = 1;
+	uint32_t slot = 1, moved;
 
 	for (i = 0; i < TRIES && slot && error; i++) {
 		pthread_mutex_lock(&core->inodes.lock);
 		core->evictor.tight = true;
 		core->evictor.choosing++;
 		slot = choose(core);
+		moved = core->evictor.moved;
 		pthread_mutex_unlock(&core->inodes.lock);
-		if (slot && let_go(core, slot))
+		if (slot && let_go(core, slot, moved))
 			error = 0;
 		pthread_mutex_lock(&core->inodes.lock);
 		if (--core->evictor.choosing && error)
@@ -261,11 +270,17 @@ uint64_t inode_moving(struct core *core, int dir_fd, const char *name)
 
 void inode_moved(struct core *core, uint64_t token)
 {
-	if (token != FUSE_ROOT_ID) {
-		inode_put(core, token);
-		return;
-	}
+	struct loose loose = {0};
+	uint32_t slot;
+
 	pthread_mutex_lock(&core->inodes.lock);
-	core->evictor.moving--;
+	if (token == FUSE_ROOT_ID) {
+		core->evictor.moving--;
+		core->evictor.moved++;
+	} else if (inode_at(core, token, &slot)) {
+		core->inodes.private[slot].moved = 1;
+		inode_unpin(core, slot, &loose);
+	}
 	pthread_mutex_unlock(&core->inodes.lock);
+	loose_close(&loose);
 }

@@ -46,6 +46,7 @@ struct evictor {
 	uint32_t hand;
 	uint32_t opened;      /* inodes with a descriptor, the root apart */
 	uint32_t moving;      /* names that are changed without regard to closed inodes */
+	uint32_t moved;       /* and how many were */
 	uint32_t choosing;    /* threads that look for one to close */
 	bool tight;           /* there may be closed inodes */
 };

@@ -43,6 +43,7 @@ struct slot_private {
 	uint32_t refs; /* inodes: what keeps the record besides (inode.c, rule 2) */
 	uint8_t used;  /* inodes: rounds that the descriptor is spared (evict.c) */
 	uint8_t anchor; /* inodes: other records are found through this one's descriptor: it stays (mounts.c) */
+	uint8_t moved; /* inodes: a name of it was changed since evict.c chose it */
 };
 
 struct slots {

@@ -175,7 +175,19 @@ def _show(text: str) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+        raise UsageError(_in_our_words(message.removeprefix("argument ")))
+
+
+def _in_our_words(message: str) -> str:
+    """argparse's complaints, of which some sound as if the start went on, or don't say what to do."""
+    name, _, complaint = message.partition(": ")
+    if complaint.startswith("ignored explicit argument "):
+        return f"{name} takes no value, not {complaint.removeprefix('ignored explicit argument ')}"
+    if complaint == "expected one argument":
+        return f"{name} needs a value; vfsd --help says which"
+    if name == "unrecognized arguments":
+        return f"{complaint}: there is no such option; vfsd --help lists them"
+    return message
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -144,7 +144,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 #: Arguments, and what the sentence must say.
 REFUSED = [
     ("--shared-dir=", "--shared-dir must be a path"),
-    ("--shared-dir", "--shared-dir"),
+    ("--shared-dir", "--shared-dir needs a value"),
     ("--tag=", "--tag must be 1 to 36 bytes"),
     (f"--tag {'x' * 37}", "--tag must be 1 to 36 bytes"),
     (f"--tag {'ä' * 19}", "--tag must be 1 to 36 bytes"),
@@ -208,18 +208,20 @@ REFUSED = [
     ("--owner=1:2:3", "--owner must be a user id of the guest, or UID:GID"),
     *((f"--rlimit-nofile={n}", "--rlimit-nofile must be 0, or a number from 256 to 2147483647") for n in (1, 255, "x")),
     ("--log-level=loud", "--log-level must be one of error, warn"),
-    ("--readonly=yes", "--readonly"),
+    ("--readonly=yes", "--readonly takes no value, not 'yes'"),
+    ("--no-killpriv-v2=1", "--no-killpriv-v2 takes no value, not '1'"),
+    ("--cache", "--cache needs a value"),
     ("--seccomp=maybe", "--seccomp must be one of none"),
     ("--posix-acl=maybe", "--posix-acl must be one of never, auto, always"),
-    ("--no-such-option", "--no-such-option"),
-    ("--read", "--read"),
-    ("somewhere", "somewhere"),
+    ("--no-such-option", "--no-such-option: there is no such option"),
+    ("--read", "--read: there is no such option"),
+    ("somewhere", "somewhere: there is no such option"),
     ("-o nonsense", "-o nonsense: there is no such option"),
     ("-o cache", "-o cache: needs a value"),
     ("-o xattr=on", "-o xattr: takes no value"),
     ("-o cache=sometimes", "-o cache must be one of"),
     ("-o source=", "-o source must be a path"),
-    ("-o", "-o"),
+    ("-o", "-o needs a value"),
 ]
 
 

@@ -76,7 +76,8 @@ SAME = [
 REFUSED = [
     ("", "there is no rule"),
     ("  \n", "there is no rule"),
-    ("overlays", "there is no type 'verlays'"),
+    ("overlays", "there is no set of rules 'overlays', but overlay, selinux; a rule of one's own starts with"),
+    ("overlay+trusted", "there is no set of rules 'overlay+trusted', but overlay, selinux"),
     (":", "rule 1, ':': there is no type ''"),
     (":ok", "rule 1, ':ok', ends too early: its form is :ok:SCOPE:KEY:PREPEND:"),
     (":ok:all::", "ends too early"),

@@ -139,6 +139,11 @@ def _rule(text: str, number: int) -> tuple[list[str], str]:
     rest = fields[count] if len(fields) > count else ""
     shown = f"rule {number}, {text[: len(text) - len(rest)]!r}"
     if type not in (*TYPES, "map"):
+        if separator.isalnum():
+            raise Sentence(
+                f"there is no set of rules {text!r}, but {', '.join(PRESETS)}; a rule of one's own starts with the "
+                "character that separates its fields, as :map::user.virtiofs.:"
+            )
         raise Sentence(f"{shown}: there is no type {type!r}, but {', '.join(TYPES)} and map")
     if len(fields) <= count:
         form = ":map:KEY:PREPEND:" if type == "map" else f":{type}:SCOPE:KEY:PREPEND:"

@@ -60,8 +60,11 @@ class Ids(NamedTuple):
 
 
 def rule(text: str) -> Rule:
-    """A rule from its text; its word in any case. ValueError as those of vfsd.values."""
-    word, *given = text.split(":")
+    """A rule from its text; its word in any case. ValueError as those of vfsd.values.
+
+    As in virtiofsd, what follows the word may be another separator than the colon.
+    """
+    word, *given = text.split(next((letter for letter in text if not letter.isalnum() and letter not in "-_"), ":"))
     word = word.lower()
     if word not in FORMS or len(given) != len(FORMS[word]) or not all(map(_is_number, given)):
         raise ValueError(f"one of {FORM}")

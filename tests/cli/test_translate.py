@@ -21,6 +21,9 @@ OWN = Owner(1001, 100)
         ("forbid-guest:7:2", Range(7, 8, 7, "forbid"), None),
         ("Squash-Host:5:0:1", None, Range(5, 5, 0, "squash")),
         ("map:4294967294:0:1", Range(ID_MAX, ID_MAX, 0, "shift"), Range(0, 0, ID_MAX, "shift")),
+        # Any separator, as in virtiofsd; in one rule always the same.
+        ("squash-guest/7/8/2", Range(7, 8, 8, "squash"), None),
+        ("guest,1,2,3", Range(1, 3, 2, "shift"), None),
         # A manager may compute a count.
         *((f"{word}:{':'.join('7' * (len(parts) - 1))}:0", None, None) for word, parts in FORMS.items()),
     ],
@@ -34,7 +37,7 @@ def test_rules(text: str, to_host: Range | None, to_guest: Range | None) -> None
     [
         *("", ":", "map", "0:1000:1", ":0:1000:1:", "map:0:1000", "map:0:1000:1:", "map:0:1000:1:1", "forbid-guest:1"),
         *("forbid-guest:1:2:3", "forbid-host:1:2", "guest::5:1", "guest:0x1:5:1", "guest:-1:5:1", "guest:+1:5:1"),
-        *("guest:\u0661:5:1", "guest: 1:5:1", "map:0:1000:1 map:5:6:1"),
+        *("guest:\u0661:5:1", "guest: 1:5:1", "map:0:1000:1 map:5:6:1", "map:0/1000:1"),
     ],
 )
 def test_no_rules(text: str) -> None:

@@ -16,8 +16,9 @@ import pytest
 from tests.guest.conftest import DAEMON, KERNEL, QEMU
 from vfsd.guest import Guest, GuestError, Settings, Share
 
-LOCKER = Path(__file__).with_name("locker.py")
-WRITER = Path(__file__).with_name("sqlite_writer.py")
+# Programs are handed over as text: a guest has a /tmp of its own, and does not see a checkout in the host's.
+LOCKER = Path(__file__).with_name("locker.py").read_text()
+WRITER = Path(__file__).with_name("sqlite_writer.py").read_text()
 
 pytestmark = pytest.mark.skipif(bool(DAEMON), reason="other daemons leave locks to the guest")
 
@@ -61,7 +62,7 @@ class InGuest(Program):
         super().__init__()
 
     def run(self, stdin: int) -> None:
-        command = self.guest.start(["python3", str(LOCKER), self.name], stdin=stdin, stdout=self.hear)
+        command = self.guest.start(["python3", "-c", LOCKER, self.name], stdin=stdin, stdout=self.hear)
         with suppress(GuestError):  # the guest is killed
             self.guest.wait(command)
         os.close(stdin)
@@ -73,7 +74,7 @@ class OnHost(Program):
         super().__init__()
 
     def run(self, stdin: int) -> None:
-        command = [sys.executable, str(LOCKER), str(self.path)]
+        command = [sys.executable, "-c", LOCKER, str(self.path)]
         with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE) as process:
             os.close(stdin)
             assert process.stdout
@@ -143,9 +144,9 @@ def test_one_database_of_two_guests_and_the_host(guests: list[Guest], directory:
     database = sqlite3.connect(directory / "data.db")
     database.executescript("CREATE TABLE counter (n); INSERT INTO counter VALUES (0); CREATE TABLE log (n, who, i, x);")
     database.close()
-    command = ["python3", str(WRITER), "data.db"]
+    command = ["python3", "-c", WRITER, "data.db"]
     writers = [guest.start([*command, f"guest {number}", "15"]) for number, guest in enumerate(guests)]
-    host = subprocess.Popen([sys.executable, str(WRITER), str(directory / "data.db"), "host", "60"])
+    host = subprocess.Popen([sys.executable, "-c", WRITER, str(directory / "data.db"), "host", "60"])
     results = [guest.wait(writer, 240).check().text for guest, writer in zip(guests, writers, strict=True)]
     assert host.wait(60) == 0
     print(results)

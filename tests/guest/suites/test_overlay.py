@@ -21,8 +21,9 @@ except OSError as error:
 def test_an_upper_layer_on_the_share(place: Place) -> None:
     """It gives the same as one in the guest's own memory, and survives the mount."""
     place.guest.run(["sh", "-c", "cat >/tmp/overlay.sh"], stdin=SCRIPT).check()
-    control = place.run("mkdir /tmp/control; sh /tmp/overlay.sh /tmp/control /tmp/lower-1 /tmp/merged-1").text
-    here = place.run('mkdir upper; sh /tmp/overlay.sh "$PWD/upper" /tmp/lower-2 /tmp/merged-2').text
+    layers = "mkdir -p {0} upper; sh /tmp/overlay.sh {1} {0}/lower {0}/merged"
+    control = place.run(layers.format("/tmp/overlay-native", "/tmp/overlay-native")).check().text
+    here = place.run(layers.format("/tmp/overlay-share", '"$PWD/upper"')).check().text
     assert here == control
     upper = place.host / "upper" / "upper"
     # A whiteout is a device 0:0; what overlayfs notes of a directory is under a name that takes no privilege.

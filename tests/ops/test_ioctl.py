@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
+from vfsd._process import lib as process
+from vfsd.capabilities import effective, mask
 from vfsd.core import Settings
 from vfsd.ops.ioctl import COMPAT, FSGETXATTR, FSSETXATTR, GETFLAGS, PROJINHERIT_FL, SETFLAGS
 
-NODUMP, IMMUTABLE = 0x40, 0x10
+NODUMP = 0x40
 XFLAG_NODUMP = 0x80
 GETFLAGS32, SETFLAGS32 = COMPAT
 
@@ -86,6 +89,27 @@ def test_projects_are_the_hosts(mount: Mount, file: tuple[int, int]) -> None:
     for changed in ((xflags, projid + 1), (xflags | 0x200, projid)):
         given = struct.pack("=IIIII8s", changed[0], extsize, nextents, changed[1], cow, pad)
         client.ioctl(*file, FSSETXATTR, given, expect=errno.EPERM)
+    assert flags_of(mount, *file) == before
+
+
+@pytest.fixture
+def mutable_only() -> Iterator[None]:
+    """As in the sandbox: this thread has no CAP_LINUX_IMMUTABLE."""
+    had = effective()
+    assert process.process_set_capabilities(had & ~mask("linux_immutable"), had, 0) == 0
+    yield
+    assert process.process_set_capabilities(had, had, 0) == 0
+
+
+@pytest.mark.usefixtures("mutable_only")
+@pytest.mark.parametrize(("flag", "xflag"), [(0x10, 0x08), (0x20, 0x10)], ids=["immutable", "append only"])
+def test_what_takes_a_capability_is_not_supported(mount: Mount, file: tuple[int, int], flag: int, xflag: int) -> None:
+    """And not: not permitted. The guest's kernel has permitted it."""
+    client = mount.client
+    before = flags_of(mount, *file)
+    client.ioctl(*file, SETFLAGS, struct.pack("=I", before | flag), expect=errno.EOPNOTSUPP)
+    xflags, *rest = struct.unpack("=IIIII8s", client.ioctl(*file, FSGETXATTR, room=28))
+    client.ioctl(*file, FSSETXATTR, struct.pack("=IIIII8s", xflags | xflag, *rest), expect=errno.EOPNOTSUPP)
     assert flags_of(mount, *file) == before
 
 

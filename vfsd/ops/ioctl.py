@@ -3,7 +3,9 @@
 Rule 1. A guest's ioctl number never reaches the host: it is looked up here, and what the host gets is ours. All others
         are ENOTTY, as a file system says of an ioctl it does not know.
 Rule 2. The guest's kernel has judged its caller (fs/ioctl.c, vfs_fileattr_set: owner, CAP_LINUX_IMMUTABLE), the host's
-        judges us: without --modcaps=+linux_immutable "immutable" and "append only" can't be changed.
+        judges us: without --modcaps=+linux_immutable "immutable" and "append only" can't be changed. The caller is told
+        EOPNOTSUPP: EPERM would say that it may not, and programs that ask whether a flag can be had would not take it
+        for a no.
 Rule 3. The project an inode is accounted to is the host's: with it a guest would leave the quota it was given.
 """
 
@@ -25,6 +27,8 @@ COMPAT = {0x80046601: GETFLAGS, 0x40046602: SETFLAGS}
 
 #: FS_PROJINHERIT_FL and FS_XFLAG_PROJINHERIT.
 PROJINHERIT_FL, PROJINHERIT_XFLAG = 0x20000000, 0x00000200
+#: FS_IMMUTABLE_FL | FS_APPEND_FL, and the same as FS_XFLAG.
+LINUX_IMMUTABLE_FL, LINUX_IMMUTABLE_XFLAG = 0x00000030, 0x00000018
 
 FLAGS = struct.Struct("=I")
 #: struct fsxattr: xflags, extsize, nextents, projid, cowextsize, padding.
@@ -51,12 +55,22 @@ def _get(command: int) -> Callable[[int, struct.Struct, bytes], bytes]:
     return lambda fd, layout, _: fcntl.ioctl(fd, command, bytes(layout.size))
 
 
+def _set(fd: int, command: int, given: bytes, immutable: int) -> None:
+    """`immutable`: what of the change takes CAP_LINUX_IMMUTABLE."""
+    try:
+        fcntl.ioctl(fd, command, given)
+    except PermissionError:
+        if immutable:
+            raise OSError(errno.EOPNOTSUPP, "takes --modcaps=+linux_immutable") from None
+        raise
+
+
 def _set_flags(fd: int, layout: struct.Struct, given: bytes) -> bytes:
     (before,) = layout.unpack(fcntl.ioctl(fd, GETFLAGS, bytes(layout.size)))
     (after,) = layout.unpack(given)
     if (before ^ after) & PROJINHERIT_FL:
         raise OSError(errno.EPERM, "projects are the host's")
-    fcntl.ioctl(fd, SETFLAGS, given)
+    _set(fd, SETFLAGS, given, (before ^ after) & LINUX_IMMUTABLE_FL)
     return b""
 
 
@@ -65,7 +79,7 @@ def _set_xattr(fd: int, layout: struct.Struct, given: bytes) -> bytes:
     after = layout.unpack(given)
     if (before[0] ^ after[0]) & PROJINHERIT_XFLAG or before[3] != after[3]:
         raise OSError(errno.EPERM, "projects are the host's")
-    fcntl.ioctl(fd, FSSETXATTR, given)
+    _set(fd, FSSETXATTR, given, (before[0] ^ after[0]) & LINUX_IMMUTABLE_XFLAG)
     return b""
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from vfsd.errors import Failure, UsageError
 from vfsd.option import Option
-from vfsd.options import GROUPS, LEGACY
+from vfsd.options import GROUPS, LEGACY, OPTIONS
 from vfsd.translate import Owner, Rule, check
 from vfsd.values import IdMap
 from vfsd.xattrmap import ACLS, NAME_MAX, SELINUX, XattrMap
@@ -173,6 +173,18 @@ def _show(text: str) -> None:
         raise Failure(f"the answer can't be written to standard output: {error.strerror}") from None
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks lines at spaces only: names are to be found, and copied, in one piece."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        import textwrap
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(_in_our_words(message.removeprefix("argument ")))
@@ -196,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="vfsd --shared-dir DIR --socket-path SOCKET [option ...]",
         description="Shares a host directory with a QEMU guest through virtiofs: a vhost-user-fs back-end.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+        formatter_class=_Formatter,
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
@@ -231,7 +243,8 @@ def describe(row: Option) -> str:
 
 def _legacy_help() -> str:
     keys = [key if text else f"{key}=" for key, (row, text) in LEGACY.items() if row.built]
-    return f"The same in one list, a comma in a value doubled: {', '.join(keys)}"
+    alone = "".join(f". {', '.join(row.legacy)}: {row.help}" for row in OPTIONS if not row.names)
+    return f"The same in one list, a comma in a value doubled: {', '.join(keys)}{alone}"
 
 
 def parse(argv: Sequence[str]) -> Config:

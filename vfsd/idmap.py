@@ -78,7 +78,7 @@ def write(pid: int, uids: Sequence[IdMap], gids: Sequence[IdMap], *, chosen: boo
         if privileged or own:
             _write_direct(pid, kind, ranges, chosen)
         else:
-            _write_granted(pid, kind, ranges)
+            _write_granted(pid, kind, ranges, chosen)
 
 
 def _write_direct(pid: int, kind: str, ranges: Sequence[IdMap], chosen: bool) -> None:
@@ -90,7 +90,7 @@ def _write_direct(pid: int, kind: str, ranges: Sequence[IdMap], chosen: bool) ->
         raise Failure(f"the kernel refuses the {kind} map of a user namespace ({error.strerror}): {change}") from error
 
 
-def _write_granted(pid: int, kind: str, ranges: Sequence[IdMap]) -> None:
+def _write_granted(pid: int, kind: str, ranges: Sequence[IdMap], chosen: bool) -> None:
     program = f"new{kind}map"
     path = _find(program)
     if path is None:
@@ -100,10 +100,25 @@ def _write_granted(pid: int, kind: str, ranges: Sequence[IdMap]) -> None:
         )
     if _no_new_privs():
         raise Failure(f"{_POWERLESS}: leave --uid-map and --gid-map out, or allow new privileges")
-    child = os.posix_spawn(path, [program, str(pid), *(str(n) for r in ranges for n in r)], os.environ)
-    _, status = os.waitpid(child, 0)
+    status, said = _run(path, [program, str(pid), *(str(n) for r in ranges for n in r)])
     if status:
-        raise Failure(f"{program} refused the {kind} map: /etc/sub{kind} must grant the user every range of it")
+        change = f": check --{kind}-map" if chosen else ""
+        raise Failure(
+            f"{program} refused the {kind} map: /etc/sub{kind} must grant the user every range of it{change} "
+            f"({said.removeprefix(f'{program}: ')})"
+        )
+
+
+def _run(path: str, argv: list[str]) -> tuple[int, str]:
+    """The wait status of a short program, and what it said on standard error. (subprocess takes long to import.)"""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = os.posix_spawn(path, argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, writer, 2)])
+    finally:
+        os.close(writer)
+    with open(reader, errors="replace") as answer:
+        said = " ".join(answer.read().split())
+    return os.waitpid(child, 0)[1], said
 
 
 def _write(path: str, text: str) -> None:

@@ -231,6 +231,8 @@ def test_a_user_may_not_map_what_is_not_granted(share: Path, tmp_path: Path) -> 
     ended = start(share, as_user(tmp_path), uid_map=[(0, 0, 65536)], gid_map=[(0, 0, 65536)])
     assert ended.returncode == 1
     assert "newgidmap refused the gid map: /etc/subgid must grant the user every range of it" in ended.stderr
+    assert "check --gid-map (gid range [0-65536) -> [0-65536) not allowed)" in ended.stderr
+    assert "newgidmap:" not in ended.stderr, "its own words are in the sentence"
 
 
 def test_a_user_without_walls_has_no_capability(share: Path, tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ class Config(NamedTuple):
         return name if len(name) <= NAME_MAX else b""
 
     @property
+    def gathers_writes(self) -> bool:
+        """Whether --writeback means anything. Elsewhere a guest that has it gathers nothing, and still trusts its own
+        size and times of every file it knows, so that it never sees what the host appends (fs/fuse/inode.c,
+        fuse_get_cache_mask)."""
+        return self.writeback and not self.readonly and self.cache in ("auto", "always")
+
+    @property
     def readdirplus_mode(self) -> str:
         return self.readdirplus or ("never" if self.cache == "never" else "auto")
 

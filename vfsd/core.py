@@ -114,7 +114,7 @@ class Settings(NamedTuple):
             security_label=_possible(config.security_label, xattr and facts.label),
             label=config.label,
             readdirplus=config.readdirplus_mode,
-            writeback=config.writeback,
+            writeback=config.gathers_writes,
             allow_mmap=config.allow_mmap,
             allow_idmap=config.allow_idmap,
             posix_lock=config.posix_lock,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
+from vfsd.advice import warnings
 from vfsd.config import Config
 from vfsd.core import Settings, core_config, descriptors
 from vfsd.sandbox import Share
@@ -56,8 +57,8 @@ class FsDevice:
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
         self.left_strays = False
         self._config, self._share, self._park = config, share, park
-        if config.posix_acl == "always" and not share.facts.acl:
-            log.warning("--posix-acl=always: %s is on a file system without POSIX ACLs", config.shared_dir)
+        for sentence in warnings(config, share.facts):
+            log.warning("%s", sentence)
 
     def settings(self, queue_size: int, room: int) -> Settings:
         """For a core whose largest ring has `queue_size` descriptors, and whose guest may hold `room` of the host's."""

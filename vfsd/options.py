@@ -97,7 +97,10 @@ _CACHING = (
         default="by --cache",
     ),
     Option(
-        *("--writeback", "Let the guest gather writes; only where nobody else changes the files", "writeback"),
+        "--writeback",
+        "Let the guest gather writes; only where nobody else changes the files. No effect with --readonly, and with "
+        "--cache=never and metadata",
+        "writeback",
         words=_SWITCH,
         legacy=_switch("writeback"),
     ),

@@ -24,7 +24,9 @@ from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
 from vfsd.launcher import Namespaces, launch, namespaces
-from vfsd.values import NOFILE_MIN
+from vfsd.values import CAPABILITIES, NOFILE_MIN
+
+log = logging.getLogger("vfsd")
 
 #: Flags of mount(2), from <linux/mount.h>.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
@@ -209,6 +211,9 @@ def _reduce_privileges(config: Config) -> bool:
     except OSError as error:
         raise SandboxError(f"capabilities can't be changed ({error.strerror}): check --modcaps") from None
     lib.process_set_no_new_privs()
+    last = {number: add for add, number in config.modcaps}
+    if missing := [CAPABILITIES[number] for number, add in last.items() if add and not keep >> number & 1]:
+        log.warning("--modcaps: vfsd was not given %s, and can't keep it: start as root", ", ".join(missing))
     return keep & setids == setids
 
 
@@ -219,7 +224,7 @@ def _check_access(config: Config, root_fd: int) -> facts.Facts:
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         raise _unreadable(config, error) from None
-    found = facts.find(fd, config.label if config.security_label == "auto" else b"")
+    found = facts.find(fd, config.label if config.security_label != "never" else b"")
     os.close(fd)
     return found
 
@@ -236,8 +241,8 @@ def _check_file_handles(config: Config, root_fd: int, proc_fd: int) -> None:
         cause = f"the file system of {config.shared_dir} has no file handles that can be opened"
     elif result == -errno.EPERM:
         cause = (
-            "opening one takes CAP_DAC_READ_SEARCH outside any user namespace: start as root, without --uid-map and "
-            "--gid-map"
+            "opening one takes CAP_DAC_READ_SEARCH outside any user namespace: start as root, without --uid-map, "
+            "--gid-map and --modcaps=-dac_read_search"
         )
     else:
         cause = f"file handles of {config.shared_dir} can't be opened ({os.strerror(-result)})"

@@ -64,6 +64,7 @@ def test_mandatory_without_privilege(start: Callable[..., Daemon], share: Path, 
     daemon = start("--sandbox=none", "--inode-file-handles=mandatory", prefix=as_user(tmp_path))
     assert daemon.wait() == 1
     assert "--inode-file-handles=mandatory: opening one takes CAP_DAC_READ_SEARCH" in daemon.log
+    assert "--modcaps=-dac_read_search" in daemon.log
     assert "use --inode-file-handles=prefer" in daemon.log
 
 

@@ -33,6 +33,22 @@ def test_handles_that_are_none(mount: Mount, opened: tuple[int, int]) -> None:
         client.copy_file_range(nodeid, fh, 0, nodeid, bad, 0, 1, long=True, expect=errno.EBADF)
 
 
+def test_the_host_does_not_know_where_data_is_that_the_guest_keeps(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    with share(tmp_path, Settings(writeback=True), init=False) as mount:
+        client = mount.client
+        client.init(minor=45, flags=ALL_FLAGS)
+        nodeid = client.lookup(ROOT, b"f").nodeid
+        fh = client.open(nodeid, os.O_RDWR).fh
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            client.lseek(nodeid, fh, 0, whence, expect=errno.ENOSYS)
+        # A guest that does not gather writes, under the same option.
+        client.init(minor=45, flags=ALL_FLAGS & ~lib.FUSE_WRITEBACK_CACHE)
+        nodeid = client.lookup(ROOT, b"f").nodeid
+        fh = client.open(nodeid, os.O_RDWR).fh
+        assert client.lseek(nodeid, fh, 0, os.SEEK_DATA) == 0
+
+
 def test_offsets_beyond_any_file(mount: Mount, opened: tuple[int, int]) -> None:
     client, (nodeid, fh) = mount.client, opened
     far = (1 << 64) - 1

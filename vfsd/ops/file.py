@@ -45,6 +45,10 @@ def fallocate(core: Core, request: Request, arg: Any) -> bytes:
 
 @op("LSEEK", "fuse_lseek_in")
 def lseek(core: Core, request: Request, arg: Any) -> bytes:
+    if core.session.flags & lib.FUSE_WRITEBACK_CACHE:
+        # The guest asks without writing back what it has gathered (fs/fuse/file.c, fuse_lseek), so that we would call
+        # data a hole. Without us it takes everything for data.
+        raise OSError(errno.ENOSYS, "only the guest knows where its data is")
     # The guest keeps file positions. It asks only where data and holes are.
     if arg.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, "neither SEEK_DATA nor SEEK_HOLE")

@@ -144,6 +144,11 @@ with open("renamed", "w") as file:
     file.write("x")
     os.rename("renamed", "renamed to")
     file.write("y")
+with open("sparse", "wb") as file:
+    file.truncate(1 << 20)
+    os.pwrite(file.fileno(), b"not on the host yet", 500_000)
+    assert os.lseek(file.fileno(), 0, os.SEEK_DATA) <= 500_000, "data that is not written back is no hole"
+    assert os.lseek(file.fileno(), 500_000, os.SEEK_HOLE) > 500_000
 os.sync()
 for name in sorted(os.listdir(".")):
     status = os.stat(name)

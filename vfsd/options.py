@@ -314,7 +314,7 @@ _PROCESS = (
         f"Limit of open files, at least {values.NOFILE_MIN}; 0 leaves it as it is",
         *("rlimit_nofile", "N"),
         convert=values.descriptors,
-        default="1000000, or fs.nr_open if that is less",
+        default="1000000, or if less: fs.nr_open, and the hard limit where it may not be raised",
     ),
     Option(
         *("--log-level", "error, warn, info, debug, trace or off", "log_level", "LEVEL"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.core.conftest import MODES
 from tests.core.served import Served, closed, crowd
 from tests.fuseclient import ROOT
 from vfsd._fuse import ffi, lib
@@ -35,6 +36,19 @@ def test_an_inode_that_can_not_be_found_again(serve: Callable[..., Served], kind
     assert served.client.getattr(nodeid).attr.nlink == (1 if kind == "unlinked" else 2)
     served.client.forget(nodeid)
     assert served.client.getattr(at).attr.mode
+
+
+def test_inodes_that_can_not_be_closed_are_in_nobodys_way(serve: Callable[..., Served], mode: str) -> None:
+    """However many there are one after the other: others can be closed in their place."""
+    served = serve(core_flags=MODES[mode])
+    served.limit(300)
+    for i in range(200):
+        path = served.root / f"gone{i}"
+        path.touch()
+        served.client.lookup(ROOT, path.name.encode())
+        path.unlink()
+    crowd(served, 300)
+    assert len(served.descriptors()) <= 300
 
 
 def test_a_closed_directory_is_opened_for_what_it_holds(tight: Served) -> None:

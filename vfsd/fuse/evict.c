@@ -15,7 +15,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* Descriptors tried for one to be closed, before an open fails. */
+/* Descriptors tried for one to be closed, before an open fails. Those that can't be located do not count. */
 #define TRIES 64
 /* Rounds of the hand that one which could not be located is spared. */
 #define KEPT_ROUNDS 8
@@ -132,8 +132,9 @@ static bool commit(struct core *core, uint32_t slot, const struct inode_key *key
 	return true;
 }
 
-/* Closes the descriptor of an inode that `choose` has pinned. `moved`: the evictor's at that time. */
-static bool let_go(struct core *core, uint32_t slot, uint32_t moved)
+/* Closes the descriptor of an inode that `choose` has pinned. `moved`: the evictor's at that time. 0; -ENOENT for one that
+ * can't be located, which `choose` leaves alone for a while; -EBUSY for one that somebody has come for. */
+static int let_go(struct core *core, uint32_t slot, uint32_t moved)
 {
 	int fd = inode_record(core, slot)->fd;
 	struct loose loose = {0};
@@ -156,30 +157,31 @@ static bool let_go(struct core *core, uint32_t slot, uint32_t moved)
 	pthread_mutex_unlock(&core->inodes.lock);
 	closed = loose.count > 0;
 	loose_close(&loose);
-	return closed;
+	return closed ? 0 : located ? -EBUSY : -ENOENT;
 }
 
 /* Closes one descriptor: 0, -ENFILE when there is none to close, -EAGAIN when others have theirs in hand. */
 static int evict(struct core *core)
 {
-	int i, error = -ENFILE;
+	int tries = TRIES, error = -ENFILE, result = -ENOENT;
 	uint32_t slot = 1, moved;
 
-	for (i = 0; i < TRIES && slot && error; i++) {
+	while (tries && slot && result) {
 		pthread_mutex_lock(&core->inodes.lock);
 		core->evictor.tight = true;
 		core->evictor.choosing++;
 		slot = choose(core);
 		moved = core->evictor.moved;
 		pthread_mutex_unlock(&core->inodes.lock);
-		if (slot && let_go(core, slot, moved))
-			error = 0;
+		if (slot)
+			result = let_go(core, slot, moved);
+		tries -= result == -EBUSY;
 		pthread_mutex_lock(&core->inodes.lock);
-		if (--core->evictor.choosing && error)
+		if (--core->evictor.choosing)
 			error = -EAGAIN;
 		pthread_mutex_unlock(&core->inodes.lock);
 	}
-	return error;
+	return result ? error : 0;
 }
 
 int inode_evict(struct core *core)

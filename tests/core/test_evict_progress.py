@@ -21,7 +21,7 @@ def test_an_inode_that_can_not_be_found_again(serve: Callable[..., Served], kind
     path.parent.mkdir()
     away.mkdir()
     path.touch()
-    os.link(path, path.with_name("other"))
+    os.link(path, away / "other")
     at = served.client.lookup(ROOT, b"d").nodeid
     nodeid = served.client.lookup(at, b"f").nodeid
     if kind == "unlinked":
@@ -36,6 +36,26 @@ def test_an_inode_that_can_not_be_found_again(serve: Callable[..., Served], kind
     assert served.client.getattr(nodeid).attr.nlink == (1 if kind == "unlinked" else 2)
     served.client.forget(nodeid)
     assert served.client.getattr(at).attr.mode
+
+
+@pytest.mark.parametrize("to", [b"", b"new"])
+def test_what_was_linked_and_unlinked_is_found_by_its_other_name(serve: Callable[..., Served], to: bytes) -> None:
+    """As programs do that write under a passing name, link the file to its own, and unlink the first."""
+    served = serve()
+    served.limit(12)
+    (served.root / "new").mkdir()
+    at = served.client.lookup(ROOT, to).nodeid if to else ROOT
+    known = {}
+    for i in range(60):
+        path, linked = served.root / f"passing{i}", served.root / os.fsdecode(to) / f"own{i}"
+        path.touch()
+        nodeid = served.client.lookup(ROOT, path.name.encode()).nodeid
+        os.link(path, linked)
+        assert served.client.lookup(at, linked.name.encode()).nodeid == nodeid
+        path.unlink()
+        known[nodeid] = linked.stat().st_ino
+    assert {nodeid: served.client.getattr(nodeid).attr.ino for nodeid in known} == known
+    assert len(served.descriptors()) <= 12
 
 
 def test_inodes_that_can_not_be_closed_are_in_nobodys_way(serve: Callable[..., Served], mode: str) -> None:

@@ -5,12 +5,15 @@
  * Rule 2. A file handle where the mount takes them and the settings let it, else a name in a directory the table knows,
  *         looked at: if it does not lead to this inode, the descriptor stays open. A directory is opened for it only
  *         if it does: one more is open then and one less, nearer to the root, so that making room comes to an end.
- * Rule 3. An inode without a link is not located: nothing leads to it.
+ * Rule 3. An inode without a link is not located: nothing leads to it. One whose name was taken from it, but has others
+ *         (what a program writes under a passing name, links to its own and unlinks), is looked for where it was looked
+ *         up last, and beside where it was.
  * Rule 4. Only what tells a later inode of the same number from this one can be located: a file handle's tag, or a birth
  *         time.
  */
 #include "inode.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <linux/openat2.h>
 #include <stdio.h>
@@ -34,6 +37,12 @@ static int pin_directory(struct core *core, uint64_t nodeid, uint32_t *slot, str
 	pthread_mutex_unlock(&core->inodes.lock);
 	return fd;
 }
+
+/* Entries of a directory that are looked at for another name of an inode: a few milliseconds at most. */
+#define ENTRIES_MAX 8192
+
+/* How d_path (fs/d_path.c) marks a name that was taken away. */
+static const char deleted[] = " (deleted)";
 
 /* The record of the directory that `fd` stands for, pinned; 0 if there is none. A closed one is given the descriptor,
  * which is taken in any case. */
@@ -108,6 +117,41 @@ static bool leads(int dir_fd, const char *name, const struct inode_key *key)
 		return false;
 	key_of(&stat, &found);
 	return same_key(&found, key);
+}
+
+/* Any name in a directory that leads to the inode. */
+static bool find_name(struct core *core, int dir_fd, const struct inode_key *key, char name[LOCATOR_MAX + 1])
+{
+	int fd = reopen(core, dir_fd, O_RDONLY | O_DIRECTORY), left = ENTRIES_MAX;
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	const struct dirent *entry;
+	bool found = false;
+
+	if (!dir) {
+		if (fd >= 0)
+			close(fd);
+		return false;
+	}
+	while (!found && left-- && (entry = readdir(dir))) {
+		size_t len = strlen(entry->d_name);
+
+		if (entry->d_ino != key->ino || len > LOCATOR_MAX || !leads(dir_fd, entry->d_name, key))
+			continue;
+		memcpy(name, entry->d_name, len + 1);
+		found = true;
+	}
+	closedir(dir);
+	return found;
+}
+
+/* Whether a directory leads to the inode: by the name that it is known to have, or by another once that is gone. */
+static bool has_name(struct core *core, int dir_fd, const struct inode_key *key, char name[LOCATOR_MAX + 1])
+{
+	size_t len = strlen(name), mark = sizeof(deleted) - 1;
+
+	if (leads(dir_fd, name, key))
+		return true;
+	return len > mark && strcmp(name + len - mark, deleted) == 0 && find_name(core, dir_fd, key, name);
 }
 
 static bool is_on_mount(int fd, const struct inode_key *key)
@@ -189,17 +233,19 @@ static int locate_by_name(struct core *core, uint64_t near, int fd, const struct
 	if (strlen(place.name) > LOCATOR_MAX)
 		return -ENAMETOOLONG;
 	to->how = BY_NAME;
-	to->len = strlen(place.name);
-	memcpy(to->bytes, place.name, to->len + 1);
+	memcpy(to->bytes, place.name, strlen(place.name) + 1);
 	dir_fd = pin_directory(core, near, base, &at);
 	if (dir_fd >= 0) {
-		if (leads(dir_fd, to->bytes, key))
+		if (has_name(core, dir_fd, key, to->bytes)) {
+			to->len = strlen(to->bytes);
 			return 0;
+		}
 		inode_unpin_unlocked(core, *base);
 	}
 	/* The host may have moved it, or its directory is closed. */
 	dir_fd = open_parent(fd, key, &place);
-	if (dir_fd >= 0 && leads(dir_fd, to->bytes, key)) {
+	if (dir_fd >= 0 && has_name(core, dir_fd, key, to->bytes)) {
+		to->len = strlen(to->bytes);
 		*base = pin_parent(core, dir_fd);
 		return *base ? 0 : -ENOENT;
 	}

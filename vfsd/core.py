@@ -183,6 +183,8 @@ class Modification:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error:
+            lib.priv_refused(self._priv)
         lib.priv_end(self._core, self._priv)
 
 

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -145,6 +147,41 @@ def test_a_guest_that_kills_them_itself_sends_nothing_for_nothing(tmp_path: Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lose the right to")
+def test_what_is_refused_takes_nothing(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As natively: the host judges before it takes anything."""
+    nodeid = node(mount, data=b"abc")
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "an id that the user namespace does not have")
+
+    monkeypatch.setattr(os, "chown", refused)
+    monkeypatch.setattr(os, "truncate", refused)
+    for mode in (0o6755, 0o6745):
+        (mount.root / "f").chmod(mode)
+        mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, uid=70_000, expect=errno.EINVAL)
+        mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, size=1, expect=errno.EINVAL)
+        assert stat.S_IMODE((mount.root / "f").stat().st_mode) == mode
+
+
+def test_a_program_that_runs_on_the_host_keeps_its_bits(mount: Mount) -> None:
+    """An open that truncates it is refused."""
+    shutil.copy("/bin/sleep", mount.root / "sleep")
+    (mount.root / "sleep").chmod(0o4755)
+    nodeid = mount.client.lookup(ROOT, b"sleep").nodeid
+    with subprocess.Popen([mount.root / "sleep", "100"]) as program:
+        try:
+            mount.client.open(
+                nodeid, os.O_WRONLY | os.O_TRUNC, open_flags=lib.FUSE_OPEN_KILL_SUIDGID, expect=errno.ETXTBSY
+            )
+            mount.client.create(
+                ROOT, b"sleep", os.O_WRONLY | os.O_TRUNC, open_flags=lib.FUSE_OPEN_KILL_SUIDGID, expect=errno.ETXTBSY
+            )
+            assert stat.S_IMODE((mount.root / "sleep").stat().st_mode) == 0o4755
+        finally:
+            program.kill()
+
+
 def test_a_chown_kills_and_a_chmod_with_it_does_not(mount: Mount) -> None:
     nodeid = node(mount)
     (mount.root / "f").chmod(0o6755)

@@ -120,6 +120,8 @@ struct priv {
  * unknown). 0; or -errno, when nothing may be modified and priv_end is not due. fd stays open until priv_end. */
 int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, struct priv *priv);
 void priv_end(struct core *core, const struct priv *priv);
+/* Before priv_end of what the host refused: no bit goes by hand then. Not for a write, which takes them first. */
+void priv_refused(struct priv *priv);
 
 /* Inodes with a descriptor, the root's included. */
 uint64_t core_opened_count(struct core *core);

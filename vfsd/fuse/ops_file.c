@@ -115,6 +115,8 @@ static int open_truncating(struct core *core, const struct fuse_request *request
 			request->header.gid, &priv);
 	if (fd == 0) {
 		fd = inode_open(core, nodeid, in->flags & ~(uint32_t)O_DIRECTORY);
+		if (fd < 0)
+			priv_refused(&priv);
 		priv_end(core, &priv);
 	}
 	inode_put(core, nodeid);
@@ -149,6 +151,8 @@ static int reopen_modifying(struct core *core, const struct fuse_request *reques
 	if (opened < 0)
 		return opened;
 	opened = reopen_surely(core, fd, flags);
+	if (opened < 0)
+		priv_refused(&priv);
 	priv_end(core, &priv);
 	return opened;
 }

@@ -124,6 +124,11 @@ static int set_mode(struct core *core, int fd, uint32_t mode)
 	return fchmodat(core->config.proc_fd, name, mode, 0) < 0 ? -errno : 0;
 }
 
+void priv_refused(struct priv *priv)
+{
+	priv->before = priv->wanted;
+}
+
 void priv_end(struct core *core, const struct priv *priv)
 {
 	struct stat stat;

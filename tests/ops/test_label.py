@@ -15,7 +15,7 @@ from tests.fuseclient import HEADER, ROOT, FuseClient, pack
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from tests.sandbox.user import UID
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.core import Core, Settings
 
 SELINUX = b"security.selinux"
 LABEL = b"system_u:object_r:user_home_t:s0\0"
@@ -149,6 +149,21 @@ def test_what_can_not_have_its_label_is_unmade(
         assert (mount.core.inodes, mount.core.handles) == (1, 0)
         client.labels = []
         MAKERS[kind](client, b"made")
+
+
+def test_what_is_forgotten_before_it_has_its_label_is_unmade(labelled: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a FORGET on another queue, from a guest that guesses the nodeid."""
+    entry = Core.entry
+
+    def forgotten(core: Core, parent: int, name: bytes) -> bytes:
+        reply = entry(core, parent, name)
+        core.forget(struct.unpack_from("=Q", reply)[0])
+        return reply
+
+    monkeypatch.setattr(Core, "entry", forgotten)
+    labelled.client.mkdir(ROOT, b"d", expect=errno.ESTALE)
+    assert list(labelled.root.iterdir()) == []
+    assert labelled.core.inodes == 1
 
 
 HEAD = struct.Struct("=II")

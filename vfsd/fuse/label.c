@@ -106,11 +106,12 @@ int64_t label_new(struct core *core, const struct fuse_request *request, const s
 	if (label->size == 0 || length <= 0 || request->found)
 		return length;
 	fd = inode_get(core, entry->nodeid, NULL);
-	if (fd < 0)
-		return fd;
-	snprintf(path, sizeof(path), "%d", fd);
-	error = set(path, core->config.label, entry->attr.mode, label);
-	inode_put(core, entry->nodeid);
+	error = fd < 0 ? fd : 0;
+	if (fd >= 0) {
+		snprintf(path, sizeof(path), "%d", fd);
+		error = set(path, core->config.label, entry->attr.mode, label);
+		inode_put(core, entry->nodeid);
+	}
 	if (error == 0)
 		return length;
 	unmake(core, request, name, length);

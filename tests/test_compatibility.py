@@ -8,8 +8,8 @@ import pytest
 
 from tests.ops.mount import ALL_FLAGS, share
 from vfsd._fuse import ffi, lib
-from vfsd.core import Settings
 from vfsd.options import OPTIONS
+from vfsd.settings import Settings
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/compatibility.md").read_text()
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vfsd.core import Settings
+from vfsd.settings import Settings
 from vfsd.values import Sentence
 from vfsd.xattrmap import PRESETS, XattrMap
 

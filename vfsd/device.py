@@ -10,8 +10,9 @@ from typing import Any
 
 from vfsd.advice import warnings
 from vfsd.config import Config
-from vfsd.core import Settings, core_config, descriptors
+from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
+from vfsd.settings import Settings
 from vhost.arena import Arena
 from vhost.backend import Refused
 from vhost.message import Feature, ProtocolFeature

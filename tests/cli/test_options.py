@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from vfsd.config import Config, parse
-from vfsd.core import Settings
 from vfsd.errors import UsageError
 from vfsd.option import Option
 from vfsd.options import LEGACY, OPTIONS
+from vfsd.settings import Settings
 from vfsd.translate import Owner, rule
 from vfsd.values import IdMap
 from vfsd.xattrmap import XattrMap

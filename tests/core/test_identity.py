@@ -19,7 +19,7 @@ import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.core.served import REAL_ROOT
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 PAIRS = int(os.environ.get("VFSD_TEST_PAIRS", "2000"))
 #: Objects the guest goes on with after their end.

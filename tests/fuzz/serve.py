@@ -34,8 +34,9 @@ import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.fuzz.guest import Guest
 from tests.fuzz.host import Host
 from vfsd._fuse import lib
-from vfsd.core import Core, Settings, descriptors
+from vfsd.core import Core, descriptors
 from vfsd.door import close_door, open_door
+from vfsd.settings import Settings
 from vfsd.translate import Owner, rule, tables
 from vhost.arena import Arena
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ops.mount import Mount, share
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.direct import direct
 from tests.fuseclient import FuseClient
-from vfsd.core import Core, Settings, core_config, descriptors
+from vfsd.core import Core, core_config, descriptors
 from vfsd.door import close_door, open_door
+from vfsd.settings import Settings
 from vhost.arena import Arena
 
 #: Every INIT flag there is.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd.acl import CAPABILITY, acl, capability, to_guest, to_host
-from vfsd.core import Settings
+from vfsd.settings import Settings
 from vfsd.translate import Owner, rule, tables
 from vfsd.xattrmap import ACLS
 

@@ -13,7 +13,7 @@ import pytest
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 USER, GROUP, OTHER = 1234, 2345, 3456
 

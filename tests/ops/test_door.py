@@ -17,8 +17,9 @@ from tests.ops.mount import Mount, share
 from tests.ring.ring import Ring
 from vfsd import door
 from vfsd._fuse import ffi, lib
-from vfsd.core import Core, Settings
+from vfsd.core import Core
 from vfsd.door import OPS, Op, Pool, Request, close_door, open_door
+from vfsd.settings import Settings
 from vhost._virtq import lib as virtq
 
 

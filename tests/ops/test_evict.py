@@ -10,8 +10,8 @@ import pytest
 from tests.core.served import REAL_ROOT
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
-from vfsd.core import Settings
 from vfsd.ops.namespace import RENAME_EXCHANGE
+from vfsd.settings import Settings
 
 
 @pytest.fixture(params=["never", "prefer", "mandatory"])

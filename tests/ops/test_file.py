@@ -10,7 +10,7 @@ import pytest
 from tests.fuseclient import ROOT
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 from vfsd.xattrmap import XattrMap
 
 

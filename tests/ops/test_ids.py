@@ -13,7 +13,7 @@ from tests.core.test_cred import owner
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 from vfsd.translate import Owner, rule, tables
 
 NOBODY = 2**32 - 1

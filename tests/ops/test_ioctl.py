@@ -14,8 +14,8 @@ from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
 from vfsd._process import lib as process
 from vfsd.capabilities import effective, mask
-from vfsd.core import Settings
 from vfsd.ops.ioctl import COMPAT, FSGETXATTR, FSSETXATTR, GETFLAGS, PROJINHERIT_FL, SETFLAGS
+from vfsd.settings import Settings
 
 NODUMP = 0x40
 XFLAG_NODUMP = 0x80

@@ -15,7 +15,8 @@ from tests.fuseclient import HEADER, ROOT, FuseClient, pack
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from tests.sandbox.user import UID
 from vfsd._fuse import lib
-from vfsd.core import Core, Settings
+from vfsd.core import Core
+from vfsd.settings import Settings
 
 SELINUX = b"security.selinux"
 LABEL = b"system_u:object_r:user_home_t:s0\0"

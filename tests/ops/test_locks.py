@@ -17,7 +17,7 @@ import pytest
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 END = lib.LOCK_END
 #: Two lock owners, which are what a guest's kernel makes of processes; no process has such numbers.

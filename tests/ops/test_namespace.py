@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 STALE = 7 << 32 | 99
 

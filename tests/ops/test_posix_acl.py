@@ -12,7 +12,7 @@ from tests.conformance.acl import ACCESS, DEFAULT, acl
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 NEEDED = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SETXATTR_EXT
 MODES = (0o777, 0o666, 0o640, 0o2775, 0o000)

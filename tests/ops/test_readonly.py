@@ -12,8 +12,8 @@ import pytest
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from vfsd._fuse import ffi, lib
-from vfsd.core import Settings
 from vfsd.ops.ioctl import FSSETXATTR, GETFLAGS, SETFLAGS
+from vfsd.settings import Settings
 
 
 class Place(NamedTuple):

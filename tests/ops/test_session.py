@@ -9,7 +9,7 @@ import pytest
 from tests.fuseclient import ROOT, pack, unpack
 from tests.ops.mount import ALL_FLAGS, Mount, share
 from vfsd._fuse import ffi, lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 
 
 def agreed(out: object) -> int:

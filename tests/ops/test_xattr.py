@@ -10,7 +10,7 @@ import pytest
 from tests.fuseclient import ROOT, pack
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
-from vfsd.core import Settings
+from vfsd.settings import Settings
 from vfsd.xattrmap import XattrMap
 
 

@@ -9,8 +9,9 @@ import os
 from typing import Any
 
 from vfsd._fuse import ffi, lib
-from vfsd.core import Core, Settings, check, packed
+from vfsd.core import Core, check, packed
 from vfsd.door import Request, op
+from vfsd.settings import Settings
 
 log = logging.getLogger("vfsd.session")
 

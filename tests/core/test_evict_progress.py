@@ -71,6 +71,17 @@ def test_inodes_that_can_not_be_closed_are_in_nobodys_way(serve: Callable[..., S
     assert len(served.descriptors()) <= 300
 
 
+def test_a_search_ends_where_nothing_can_be_closed(served: Served) -> None:
+    """Also when the inodes that were tried before come to their turn one after the other."""
+    for i in range(24):
+        path = served.root / f"gone{i}"
+        path.touch()
+        served.client.lookup(ROOT, path.name.encode())
+        path.unlink()
+        for _ in range(i % 3 + 1):
+            assert not lib.inode_evict(served.core)
+
+
 def test_a_closed_directory_is_opened_for_what_it_holds(tight: Served) -> None:
     """And not the whole way to it."""
     path, at = tight.root, ROOT

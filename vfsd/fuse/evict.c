@@ -67,13 +67,15 @@ void descriptor_gone(struct core *core, uint32_t slot)
 		evictor->slot_of_fd[fd] = 0;
 }
 
-/* The inode whose descriptor goes next, pinned; 0: all are in use. */
-static uint32_t choose(struct core *core)
+/* Rounds of the hand in one search: by then each that is not in use was tried, and none twice. */
+#define ROUNDS 3
+
+/* The inode whose descriptor goes next, pinned; 0: all are in use. `steps`: how far the search has come. */
+static uint32_t choose(struct core *core, uint64_t *steps)
 {
 	struct evictor *evictor = &core->evictor;
-	uint32_t steps;
 
-	for (steps = 3 * evictor->high; steps; steps--) {
+	while ((*steps)++ < (uint64_t)ROUNDS * evictor->high) {
 		struct slot_private *private;
 		uint32_t slot;
 
@@ -165,12 +167,13 @@ static int evict(struct core *core)
 {
 	int tries = TRIES, error = -ENFILE, result = -ENOENT;
 	uint32_t slot = 1, moved;
+	uint64_t steps = 0;
 
 	while (tries && slot && result) {
 		pthread_mutex_lock(&core->inodes.lock);
 		core->evictor.tight = true;
 		core->evictor.choosing++;
-		slot = choose(core);
+		slot = choose(core, &steps);
 		moved = core->evictor.moved;
 		pthread_mutex_unlock(&core->inodes.lock);
 		if (slot)

@@ -27,6 +27,8 @@ def main() -> int:
         config = config._replace(shared_dir=_share(config.shared_dir))
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, _end)
+        # There is nothing to report yet.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         listener = listen(config)
     except Failure as error:
         _complain(str(error))

@@ -315,5 +315,6 @@ and in the guest:
   mount -t virtiofs data /mnt
 
 Options that virtiofsd has and vfsd has not yet built end the start with status 2 and their name.
+SIGUSR1 makes the daemon log how many requests of each kind it has served.
 Exit status: 0 the guest left, 1 failed or was told to end (SIGTERM, SIGHUP), 2 wrong usage.
 """

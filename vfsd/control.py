@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 import vfsd.ops  # noqa: F401  (registers the ops that Python serves)
 from vfsd import descriptors, worker
@@ -42,16 +43,17 @@ class Ended(Exception):  # noqa: N818 (a request)
 
 
 class Signals:
-    """SIGTERM, SIGHUP and SIGINT as a readable descriptor."""
+    """SIGTERM, SIGHUP, SIGINT and SIGUSR1 as a readable descriptor. The last calls `report`."""
 
     NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[], None]) -> None:
+        self._report = report
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in self.NUMBERS:
+        for number in (*self.NUMBERS, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
 
     def fileno(self) -> int:
@@ -63,6 +65,8 @@ class Signals:
             for number in self._read.recv(64):
                 if number in self.NUMBERS:
                     raise Ended(signal.Signals(number).name)
+                if number == signal.SIGUSR1:
+                    self._report()
 
 
 class Control:
@@ -70,7 +74,7 @@ class Control:
 
     def __init__(self, config: Config, listener: Listener, share: Share) -> None:
         self._config, self._listener, self._share = config, listener, share
-        self._signals = Signals()
+        self._signals = Signals(self._report)
         self._supervisor = Supervisor(self._signals.fileno(), self._signals.check)
         self._device = FsDevice(config, share, self._park)
         self._table, self._states = table_arena(), state_arena(QUEUES)
@@ -208,6 +212,10 @@ class Control:
             attempts += 1
             self._start(backend)
             self._supervisor.stop()
+
+    def _report(self) -> None:
+        """Says what was served for this front-end."""
+        log.info("requests served: %s", self._device.served() or "none")
 
     def _report_broken(self, backend: Backend) -> None:
         os.eventfd_read(self._broken)

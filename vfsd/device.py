@@ -8,6 +8,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
+from vfsd._fuse import ffi, lib
 from vfsd.advice import warnings
 from vfsd.config import Config
 from vfsd.core import core_config, descriptors
@@ -74,6 +75,12 @@ class FsDevice:
     def descriptors(self) -> set[int]:
         """Those of the guest's inodes, handles and locks. Asked while no worker runs."""
         return descriptors(self._core_config())
+
+    def served(self) -> str:
+        """How many requests of each kind were answered since the front-end came."""
+        counts = enumerate(self._core_config().session.served)
+        rows = ((count, lib.fuse_row_name(opcode)) for opcode, count in counts if count)
+        return ", ".join(f"{count} {ffi.string(name).decode()}" for count, name in rows)
 
     def read_config(self, offset: int, size: int) -> bytes:
         # The number of request queues is the front-end's to choose. Those that ask here, rather than answer the guest

@@ -23,7 +23,7 @@ from vfsd.values import IdMap
 
 log = logging.getLogger("vfsd")
 
-FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)

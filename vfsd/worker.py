@@ -79,7 +79,7 @@ def _settle(spec: Spec) -> None:
     """Makes this process its own."""
     signal.set_wakeup_fd(-1)
     # Signals are for the control process. A terminal sends SIGINT to both.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     process.process_set_name(b"vfsd-worker")

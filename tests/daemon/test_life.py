@@ -52,6 +52,23 @@ def test_ends_with_1_on_a_signal(start: Callable[..., Daemon], sandbox: str, num
 
 
 @pytest.mark.parametrize("sandbox", ["none", "namespace"])
+def test_tells_what_it_has_served(start: Callable[..., Daemon], sandbox: str) -> None:
+    daemon = start(f"--sandbox={sandbox}", "--keep-listening")
+    daemon.logged(WAITING)
+    daemon.process.send_signal(signal.SIGUSR1)
+    daemon.logged("requests served: none")
+    for times in (3, 1):
+        with guest(daemon) as (_, client):
+            for _ in range(times):
+                client.lookup(ROOT, b"hello")
+            # A worker counts on where another has stopped, and each front-end begins anew.
+            daemon.kill_worker()
+            client.getattr(ROOT)
+            daemon.process.send_signal(signal.SIGUSR1)
+            daemon.logged(f"requests served: {times} LOOKUP, 1 GETATTR, 1 INIT")
+
+
+@pytest.mark.parametrize("sandbox", ["none", "namespace"])
 def test_nothing_outlives_the_started_process(start: Callable[..., Daemon], sandbox: str) -> None:
     daemon = start(f"--sandbox={sandbox}")
     with guest(daemon):

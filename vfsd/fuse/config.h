@@ -16,6 +16,7 @@ struct core_session {
 	uint64_t flags;         /* agreed, flags2 << 32 | flags */
 	uint32_t max_write;     /* bytes */
 	uint32_t max_pages;
+	uint64_t served[64];    /* requests answered or deferred, by opcode, since the front-end came */
 };
 
 /* Bytes of a record of the arenas. */

@@ -6,6 +6,7 @@
  * Rule 3. An op that takes its caller's identity takes it here and gives it back here.
  * Rule 4. A reply is whole or it is an error: never cut to the guest's room.
  */
+#include "barrier.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -94,6 +95,9 @@ static const struct row rows[] = {
 	[OP_COPY_FILE_RANGE_64] = {"COPY_FILE_RANGE_64", ARG(copy_file_range),
 				   sizeof(struct wire_copy_file_range_out), 0, 0, MODIFIES, NULL},
 };
+
+_Static_assert(sizeof(rows) / sizeof(rows[0]) <= sizeof(((struct core_session *)0)->served) / sizeof(uint64_t),
+	       "each opcode has a counter");
 
 static const struct row *row_of(uint32_t opcode)
 {
@@ -297,6 +301,7 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 		return 0;
 	if (result == 0)
 		result = check_allowed(core, row, &request);
+	fetch_add(&core->config.session->served[request.header.opcode], 1);
 	if (result == 0)
 		result = run(core, row, &request);
 	if (result == VIRTQ_DEFERRED)

@@ -157,9 +157,15 @@ class Control:
         if (supervisor.left_strays or self._device.left_strays) and not supervisor.running:
             self._sweep()
         waiting = not supervisor.running and bool(backend.runnable())
-        readable = self._readable([backend.fileno(), supervisor.pidfd, self._broken], self._timeout(backend, waiting))
+        sources = [backend.fileno(), supervisor.pidfd, self._broken]
+        if backend.channel:
+            sources.append(backend.channel.fileno())
+        readable = self._readable(sources, self._timeout(backend, waiting))
+        # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
             backend.handle()
+        if backend.channel and backend.channel.fileno() in readable:
+            backend.handle_channel()
         if supervisor.pidfd in readable and supervisor.running:
             supervisor.collect()
         if self._broken in readable:

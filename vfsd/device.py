@@ -4,7 +4,7 @@ Rule 1. All that a guest's mount consists of lies in the arenas here, and in the
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Any
 
@@ -15,7 +15,7 @@ from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
 from vhost.arena import Arena
-from vhost.backend import Refused
+from vhost.device import Refused
 from vhost.message import Feature, ProtocolFeature
 
 log = logging.getLogger("vfsd.device")
@@ -52,6 +52,8 @@ class FsDevice:
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
         self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
         self.queues = QUEUES
+        #: Bytes of each region of shared memory.
+        self.shared_memory: Mapping[int, int] = {}
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
         self.handles = Arena("vfsd-handles", HANDLES_SIZE)

@@ -10,16 +10,18 @@ import logging
 import os
 import socket
 import stat
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ._virtq import ffi, lib
 from .arena import Arena
-from .channel import BackendChannel
+from .channel import BackendChannel, ChannelClosed
+from .device import Device, Refused
 from .inflight import InflightRegions
 from .log import DirtyLog
 from .memory import MAX_SLOTS, PRIVATE, GuestMemory
 from .message import (
     NOT_SHARED,
+    SHARED_REGIONS,
     U64,
     Config,
     Fds,
@@ -29,6 +31,7 @@ from .message import (
     MemoryTable,
     Payload,
     ProtocolFeature,
+    SharedMemory,
     SingleRegion,
     VringAddr,
     VringFile,
@@ -45,35 +48,6 @@ BURST = 256  # messages served in one call of handle
 
 class Disconnected(Exception):  # noqa: N818 (no error)
     """The front-end closed the connection."""
-
-
-class Refused(Exception):  # noqa: N818 (an answer)
-    """A device refuses a request. The front-end is told, and the connection goes on."""
-
-
-class Device(Protocol):
-    """What a device fills in."""
-
-    features: int  #: virtio feature bits offered, message.Feature among them
-    protocol_features: int  #: message.ProtocolFeature bits offered
-    queues: int  #: rings it can serve
-
-    def read_config(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the configuration space. Raises Refused."""
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Raises Refused."""
-
-    def quiesce(self) -> None:
-        """Returns when no worker runs, every ring is parked, and each state record says where it is.
-
-        Requests that can't be finished now are left in flight for the next worker.
-
-        Raises RemoteProtocolError when no worker runs but a ring can't be parked: nobody knows where it is.
-        """
-
-    def reset(self) -> None:
-        """The device is reset, or its front-end is gone. No worker runs."""
 
 
 class ReplyWithFd(NamedTuple):
@@ -124,6 +98,20 @@ class Backend:
                 self._serve(message)
             finally:
                 close_all(message.fds)
+
+    def handle_channel(self) -> None:
+        """Serves what the back-end channel holds, without waiting. Call when it is readable, and after `handle`: a
+        front-end that stops the rings is not to be asked anything more.
+
+        Raises RemoteProtocolError.
+        """
+        if self.channel:
+            try:
+                self.channel.handle()
+            except ChannelClosed:
+                # QEMU closes it before the connection, and an orderly end is no error.
+                self.channel.close()
+                self.channel = None
 
     def runnable(self) -> list[Vring]:
         """The rings a worker has to run."""
@@ -315,6 +303,9 @@ class Backend:
         if self.channel:
             self.channel.close()
         self.channel = BackendChannel(fds.pop(), bool(self.protocol_features & ProtocolFeature.REPLY_ACK))
+
+    def get_shmem_config(self) -> SharedMemory:
+        return SharedMemory(tuple(self.device.shared_memory.get(region, 0) for region in range(SHARED_REGIONS)))
 
     # Memory.
 

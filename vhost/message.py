@@ -19,6 +19,8 @@ FLAG_NEED_REPLY = 0x8
 
 MAX_REGIONS = 32  # The specification draws 8 and QEMU sends at most 8; rust-vmm's front-ends send up to 32.
 MAX_CONFIG_SIZE = 256  # bytes of device configuration space in one message (QEMU's VHOST_USER_MAX_CONFIG_SIZE)
+SHARED_REGIONS = 256  # a region's number is a byte
+SHARED_WRITABLE = 0x1  # SharedMapping.flags
 NO_FD = 0x100  # SET_VRING_KICK, CALL and ERR: no descriptor comes with this message
 VRING_F_LOG = 0x1  # VringAddr.flags: writes to the used ring are logged
 
@@ -52,6 +54,7 @@ class ProtocolFeature(IntFlag):
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    SHMEM = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,37 @@ class Inflight(Payload):
     queue_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class SharedMemory(Payload):
+    """The device's regions of shared memory: how many there are, four bytes of padding, and the size of each that could
+    be, 0 where there is none."""
+
+    layout = Struct(f"=I4x{SHARED_REGIONS}Q")
+    regions: tuple[int, ...]
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        count, *sizes = cls.layout.unpack(data)
+        if count != sum(map(bool, sizes)):
+            raise ValueError(f"it announces {count} regions of shared memory and has others")
+        return cls(tuple(sizes))
+
+    def pack(self) -> bytes:
+        return self.layout.pack(sum(map(bool, self.regions)), *self.regions)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMapping(Payload):
+    """A range of a region of shared memory, and what file is mapped there."""
+
+    layout = Struct("=B7xQQQQ")
+    region: int
+    file_offset: int
+    offset: int
+    length: int
+    flags: int  # SHARED_WRITABLE
+
+
 class Fds(Enum):
     """How many descriptors come with a request."""
 
@@ -263,12 +297,15 @@ class Request(IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    GET_SHMEM_CONFIG = 44
 
 
 class BackendRequest(IntEnum):
     """What a back-end asks of the front-end, on the channel of SET_BACKEND_REQ_FD."""
 
     CONFIG_CHANGE_MSG = 2
+    SHMEM_MAP = 9
+    SHMEM_UNMAP = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +375,11 @@ ROWS = _table(
     Row(Request.REM_MEM_REG, SingleRegion, fds=Fds.OPTIONAL, feature=ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Row(Request.SET_STATUS, U64, feature=ProtocolFeature.STATUS),
     Row(Request.GET_STATUS, reply=U64, feature=ProtocolFeature.STATUS),
+    Row(Request.GET_SHMEM_CONFIG, reply=SharedMemory, feature=ProtocolFeature.SHMEM),
 )
 
 BACKEND_ROWS = _table(
     Row(BackendRequest.CONFIG_CHANGE_MSG, feature=ProtocolFeature.CONFIG),
+    Row(BackendRequest.SHMEM_MAP, SharedMapping, fds=Fds.ONE, feature=ProtocolFeature.SHMEM),
+    Row(BackendRequest.SHMEM_UNMAP, SharedMapping, feature=ProtocolFeature.SHMEM),
 )

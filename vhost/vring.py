@@ -40,6 +40,7 @@ class Vring:
         self.call = -1
         self.err = -1
         self.started = False
+        self.stops = 0  #: how often it was stopped
         self.enabled = False  #: as SET_VRING_ENABLE said
         self.state: Any = arena.pointer(ffi, "struct virtq_state *", index * ffi.sizeof("struct virtq_state"))
 
@@ -115,6 +116,7 @@ class Vring:
         """
         self._close("kick")
         self.started = False
+        self.stops += 1
         if self.state.broken or not self.state.suspended:
             self.discard()
         self.state.broken = 0

@@ -4,6 +4,7 @@ import os
 import socket
 
 from tests.frontend import FEATURES, MIB, FrontEnd
+from tests.shmem import ShmemFrontEnd
 from tests.vhost.examples import ALL_FEATURES, GOOD, open_fds
 from vhost.backend import Backend, Refused
 from vhost.inflight import inflight_arena
@@ -35,6 +36,7 @@ class RecordingDevice:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.shared_memory = {0: 2 * MIB}
 
     def read_config(self, offset: int, size: int) -> bytes:
         return CONFIG[offset : offset + size]
@@ -56,7 +58,7 @@ class Connection:
         self.device = RecordingDevice()
         ours, theirs = socket.socketpair()
         self.backend = Backend(ours, self.device, table_arena(), state_arena(QUEUES), inflight_arena(QUEUES))
-        self.fe = FrontEnd(theirs, queues=2, sizes=(4 * MIB, 4 * MIB), pump=self.backend.handle, **options)
+        self.fe = ShmemFrontEnd(theirs, queues=2, sizes=(4 * MIB, 4 * MIB), pump=self.backend.handle, **options)
 
     def close(self) -> None:
         self.fe.close()

@@ -38,6 +38,7 @@ class EchoDevice:
 
     def __init__(self, queues: int = 3) -> None:
         self.queues = queues
+        self.shared_memory: dict[int, int] = {}
         self.workers = 0
         self.sentences: list[str] = []
         self._arenas = table_arena(), state_arena(queues), inflight_arena(queues)

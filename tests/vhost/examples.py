@@ -20,6 +20,8 @@ from vhost.message import (
     Payload,
     ProtocolFeature,
     Row,
+    SharedMapping,
+    SharedMemory,
     SingleRegion,
     VringAddr,
     VringFile,
@@ -40,6 +42,8 @@ PAYLOADS: dict[type[Payload] | None, Payload | None] = {
     Log: Log(4096, 0),
     Config: Config(0, 0, b"configuration"),
     Inflight: Inflight(65536, 0, 2, 128),
+    SharedMemory: SharedMemory((1 << 21, *[0] * 255)),
+    SharedMapping: SharedMapping(0, 4096, 1 << 21, 8192, 1),
 }
 
 ALL_FEATURES = sum(ProtocolFeature)

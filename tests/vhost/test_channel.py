@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from vhost.channel import BackendChannel
+from vhost.channel import BackendChannel, ChannelClosed
 from vhost.message import FLAG_NEED_REPLY, FLAG_REPLY, HEADER, U64, VERSION
 from vhost.protocol import RemoteProtocolError
 
@@ -71,4 +71,13 @@ def test_a_front_end_that_does_not_read(pair) -> None:
     with pytest.raises(RemoteProtocolError, match="does not read"):
         for _ in range(100_000):
             channel.config_changed()
+    channel.close()
+
+
+def test_a_front_end_that_leaves(pair) -> None:
+    """Nothing is owed: the end of the channel is no error."""
+    channel = BackendChannel(pair[0], True)
+    pair[1].close()
+    with pytest.raises(ChannelClosed):
+        channel.handle()
     channel.close()

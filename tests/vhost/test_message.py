@@ -24,6 +24,8 @@ from vhost.message import (
     Payload,
     Request,
     Row,
+    SharedMapping,
+    SharedMemory,
     SingleRegion,
     VringAddr,
     VringFile,
@@ -56,7 +58,15 @@ def test_round_trip(payload: Payload) -> None:
 # The sizes QEMU sends (hw/virtio/vhost-user.c, the payload structures).
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [(U64, 8), (VringAddr, 40), (SingleRegion, 40), (Inflight, 24), (MemoryRegion, 32)],
+    [
+        (U64, 8),
+        (VringAddr, 40),
+        (SingleRegion, 40),
+        (Inflight, 24),
+        (MemoryRegion, 32),
+        (SharedMapping, 40),
+        (SharedMemory, 2056),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_sizes_on_the_wire(kind: type[Payload], size: int) -> None:

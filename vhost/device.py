@@ -1,0 +1,35 @@
+"""What a vhost-user device is to its transport (backend.py)."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Refused(Exception):  # noqa: N818 (an answer)
+    """A device refuses a request. The front-end is told, and the connection goes on."""
+
+
+class Device(Protocol):
+    """What a device fills in."""
+
+    features: int  #: virtio feature bits offered, message.Feature among them
+    protocol_features: int  #: message.ProtocolFeature bits offered
+    queues: int  #: rings it can serve
+    #: Bytes of its shared memory regions by number, none of them 0. With any, protocol_features has SHMEM.
+    shared_memory: Mapping[int, int]
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the configuration space. Raises Refused."""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Raises Refused."""
+
+    def quiesce(self) -> None:
+        """Returns when no worker runs, every ring is parked, and each state record says where it is.
+
+        Requests that can't be finished now are left in flight for the next worker.
+
+        Raises RemoteProtocolError when no worker runs but a ring can't be parked: nobody knows where it is.
+        """
+
+    def reset(self) -> None:
+        """The device is reset, or its front-end is gone. No worker runs."""

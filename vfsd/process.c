@@ -7,6 +7,7 @@
 #include <linux/mount.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -84,6 +85,34 @@ int process_mount_readonly(const char *target)
 
 	/* AT_FDCWD and AT_RECURSIVE by value: <fcntl.h> and <linux/fcntl.h> cannot both be included. */
 	return result(syscall(SYS_mount_setattr, -100, target, 0x8000, &attr, sizeof(attr)));
+}
+
+static int set_option(int context, const char *name, const char *value)
+{
+	unsigned int command = value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG;
+
+	return result(syscall(SYS_fsconfig, context, command, name, value, 0));
+}
+
+int process_mount_fuse(int device)
+{
+	int context = result(syscall(SYS_fsopen, "fuse", FSOPEN_CLOEXEC));
+	int mounted = 0;
+	char fd[16];
+
+	if (context < 0)
+		return context;
+	snprintf(fd, sizeof(fd), "%d", device);
+	if ((mounted = set_option(context, "fd", fd)) == 0 &&
+	    (mounted = set_option(context, "rootmode", "40000")) == 0 &&
+	    (mounted = set_option(context, "user_id", "0")) == 0 &&
+	    (mounted = set_option(context, "group_id", "0")) == 0 &&
+	    (mounted = set_option(context, "allow_other", NULL)) == 0 &&
+	    (mounted = result(syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))) == 0)
+		mounted = result(syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+					 MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC));
+	close(context);
+	return mounted;
 }
 
 int process_umount(const char *target, int flags)

@@ -21,6 +21,9 @@ int process_fork(unsigned long flags, int *pidfd);
 int process_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data);
 /* Makes the mount at `target` and all below it read-only, keeping their other flags (mount_setattr(2), Linux 5.12). */
 int process_mount_readonly(const char *target);
+/* A FUSE mount that is nowhere in the tree of files (fsmount(2), Linux 5.2), served through `device`, an open /dev/fuse.
+ * Returns a descriptor of its root; the mount goes with its last descriptor. Every user may use what is opened there. */
+int process_mount_fuse(int device);
 int process_umount(const char *target, int flags);
 int process_pivot_root(const char *new_root, const char *put_old);
 /* The calling process gets `signal` when the thread that forked it ends; 0 clears. */

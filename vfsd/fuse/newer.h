@@ -20,6 +20,11 @@
 #define FUSE_ALLOW_IDMAP (1ULL << 40)
 #endif
 
+#ifndef FUSE_PASSTHROUGH /* Linux 6.9 */
+#define FUSE_PASSTHROUGH (1ULL << 37)
+#define FOPEN_PASSTHROUGH (1 << 7)
+#endif
+
 /* The supplementary group of the caller, an extension after the arguments (fuse_in_header.total_extlen, Linux 6.3):
  * FUSE_EXT_GROUPS, struct fuse_supp_groups. */
 #define EXT_GROUPS 32
@@ -72,6 +77,25 @@ struct wire_statx_out {
 	uint64_t spare[2];
 	struct wire_statx stat;
 };
+
+/* What Linux 6.9 put where there was padding: max_stack_depth in struct fuse_init_out, backing_id in struct
+ * fuse_open_out; and struct fuse_backing_map, the argument of FUSE_DEV_IOC_BACKING_OPEN. */
+#define INIT_OUT_MAX_STACK_DEPTH 36 /* bytes into struct fuse_init_out */
+
+struct wire_passthrough_open_out {
+	uint64_t fh;
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
+struct wire_backing_map {
+	int32_t fd;
+	uint32_t flags;
+	uint64_t padding;
+};
+
+#define DEV_IOC_BACKING_OPEN 0x4010e501
+#define DEV_IOC_BACKING_CLOSE 0x4004e502
 
 /* struct fuse_copy_file_range_out (Linux 6.18), the reply to COPY_FILE_RANGE_64. */
 struct wire_copy_file_range_out {

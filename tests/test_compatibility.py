@@ -92,13 +92,19 @@ def test_operations() -> None:
 @pytest.fixture
 def agreed(tmp_path: Path) -> dict[str, int]:
     """What INIT agrees to with the default settings, and with any."""
-    variants = [Settings(), Settings(writeback=True), Settings(posix_acl="always", security_label="always", xattr=True)]
+    variants = [
+        Settings(),
+        Settings(writeback=True),
+        Settings(posix_acl="always", security_label="always", xattr=True),
+        # A descriptor that nobody asks anything through.
+        Settings(window=0, dax_policy="auto"),
+    ]
     flags = []
     for settings in variants:
         with share(tmp_path, settings, init=False) as mount:
             mount.client.init(minor=45, flags=ALL_FLAGS)
             flags.append(int(mount.core.session.flags))
-    return {"default": flags[0], "any": flags[0] | flags[1] | flags[2]}
+    return {"default": flags[0], "any": flags[0] | flags[1] | flags[2] | flags[3]}
 
 
 def test_init_flags(agreed: dict[str, int]) -> None:

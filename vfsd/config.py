@@ -73,6 +73,14 @@ class Config(NamedTuple):
     #: Threads lent to each ring, at least 1.
     threads: int = 1
 
+    #: Bytes of the DAX window, 0: none.
+    dax_window: int = 0
+    #: auto, always or never.
+    dax_policy: str = "auto"
+    #: Sizes of the files that auto offers, in bytes; dax_max_size None: half the window.
+    dax_min_size: int = 64 << 10
+    dax_max_size: int | None = None
+
     #: namespace, chroot or none.
     sandbox: str = "namespace"
     #: Changes to the set of capabilities kept, in order: (add, number).
@@ -278,7 +286,17 @@ def parse(argv: Sequence[str]) -> Config:
         if rules and config.owner:
             raise UsageError(f"--owner and {name} exclude each other: --owner translates every id")
         check(name, rules)
+    _check_window(config)
     return _with_xattr(config)
+
+
+def _check_window(config: Config) -> None:
+    if not config.dax_window:
+        return
+    if config.readonly:
+        raise UsageError("--dax-window and --readonly exclude each other: QEMU lets a guest write what it maps")
+    if not config.tag:
+        raise UsageError("--dax-window needs --tag: the QEMU device that has a window asks us for it")
 
 
 def _with_xattr(config: Config) -> Config:

@@ -22,9 +22,11 @@ from vfsd.device import QUEUES, FsDevice
 from vfsd.listen import Listener
 from vfsd.sandbox import Share
 from vfsd.supervisor import Supervisor
+from vfsd.window import Window
 from vhost.backend import Backend, Disconnected
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
+from vhost.message import ProtocolFeature
 from vhost.protocol import RemoteProtocolError
 from vhost.vring import state_arena
 
@@ -76,7 +78,8 @@ class Control:
         self._config, self._listener, self._share = config, listener, share
         self._signals = Signals(self._report)
         self._supervisor = Supervisor(self._signals.fileno(), self._signals.check)
-        self._device = FsDevice(config, share, self._park)
+        self._window = Window(config.dax_window, share.padded) if share.padded else None
+        self._device = FsDevice(config, share, self._park, self._window)
         self._table, self._states = table_arena(), state_arena(QUEUES)
         self._inflight = inflight_arena(QUEUES)
         self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -85,6 +88,12 @@ class Control:
         #: Workers died of the rings, which can't be parked any more; the connection ends.
         self._lost = False
         self._glance = 0.0
+        #: It was said that this front-end has no window.
+        self._told = False
+        #: How often rings had been stopped when the last worker began.
+        self._stops = 0
+        #: Readable when the process that opens files for the window has ended.
+        self._padding = share.padded.pidfd if share.padded else -1
         descriptors.reserve()
         gc.freeze()
         #: What is open for the whole life of this process.
@@ -129,7 +138,8 @@ class Control:
     def _serve(self, connection: socket.socket) -> int:
         """One front-end, until it leaves."""
         self._backend = Backend(connection, self._device, self._table, self._states, self._inflight)
-        self._lost = False
+        self._lost = self._told = False
+        self._stops = 0
         status = 0
         try:
             while True:
@@ -146,6 +156,8 @@ class Control:
             status = 1
         self._backend.close()
         self._backend = None
+        if self._window:
+            self._window.clear()
         self._sweep()
         then = "waiting for the next one" if self._config.keep_listening else "shutting down"
         log.info("Client disconnected, %s", then)
@@ -157,9 +169,7 @@ class Control:
         if (supervisor.left_strays or self._device.left_strays) and not supervisor.running:
             self._sweep()
         waiting = not supervisor.running and bool(backend.runnable())
-        sources = [backend.fileno(), supervisor.pidfd, self._broken]
-        if backend.channel:
-            sources.append(backend.channel.fileno())
+        sources = [backend.fileno(), supervisor.pidfd, self._broken, *self._window_sources(backend)]
         readable = self._readable(sources, self._timeout(backend, waiting))
         # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
@@ -168,6 +178,11 @@ class Control:
             backend.handle_channel()
         if supervisor.pidfd in readable and supervisor.running:
             supervisor.collect()
+            self._suspend_window()
+        if self._window and backend.channel and self._window.fileno() in readable and supervisor.running:
+            self._window.work(backend.channel)
+        if self._padding in readable:
+            self._end_padding()
         if self._broken in readable:
             self._report_broken(backend)
         if waiting and not readable and not supervisor.wait:
@@ -175,6 +190,41 @@ class Control:
         if supervisor.running and time.monotonic() >= self._glance:
             self._glance = time.monotonic() + GLANCE
             backend.check_rings()
+
+    def _window_sources(self, backend: Backend) -> list[int]:
+        """What the DAX window has to watch."""
+        sources = [backend.channel.fileno()] if backend.channel else []
+        if self._window and self._supervisor.running:
+            sources.append(self._window.fileno())
+        return [*sources, self._padding]
+
+    def _resume_window(self, backend: Backend) -> None:
+        """A worker is about to start."""
+        window, stops = self._window, sum(ring.stops for ring in backend.vrings)
+        self._device.mapping = bool(backend.protocol_features & ProtocolFeature.SHMEM and backend.channel)
+        if not window:
+            return
+        if self._device.mapping:
+            window.resume(paused=stops != self._stops)
+        elif not self._told:
+            self._told = True
+            log.warning(
+                "there is no DAX window: this front-end has no shared memory for it (QEMU 11.1 has, with "
+                "-device vhost-user-test-device-pci); the share works without"
+            )
+        self._stops = stops
+
+    def _suspend_window(self) -> None:
+        """No worker runs."""
+        if self._window:
+            self._window.suspend()
+
+    def _end_padding(self) -> None:
+        """The process that opens files for the window has ended: who waits for it must not wait for ever."""
+        log.error("files can't be mapped any more: the process that opens them has ended; restart vfsd")
+        self._padding = -1
+        if self._share.padded:
+            self._share.padded.close()
 
     def _timeout(self, backend: Backend, waiting: bool) -> float | None:
         """Seconds until there is something to do though nothing came."""
@@ -186,10 +236,12 @@ class Control:
         return None
 
     def _start(self, backend: Backend) -> None:
+        self._resume_window(backend)
         spec = worker.Spec(
             self._share,
             self._device,
             backend,
+            self._window,
             self._config.threads,
             descriptors.room(len(self._own | backend.descriptors())),
             self._supervisor.stop_fd,
@@ -210,6 +262,7 @@ class Control:
         guest's requests served twice or never.
         """
         self._supervisor.stop()
+        self._suspend_window()
         backend, attempts = self._backend, 0
         while backend and not self._lost and any(ring.abandoned for ring in backend.runnable()):
             if attempts == PARK_ATTEMPTS:
@@ -218,10 +271,13 @@ class Control:
             attempts += 1
             self._start(backend)
             self._supervisor.stop()
+            self._suspend_window()
 
     def _report(self) -> None:
         """Says what was served for this front-end."""
         log.info("requests served: %s", self._device.served() or "none")
+        if self._window:
+            log.info("DAX window: %s", self._window.statistics())
 
     def _report_broken(self, backend: Backend) -> None:
         os.eventfd_read(self._broken)
@@ -234,6 +290,8 @@ class Control:
     def _sweep(self) -> None:
         """Closes what a worker left and nobody owns. Not while a message is served: what it brought is nobody's yet."""
         owned = self._own | self._device.descriptors()
+        if self._window:
+            owned |= self._window.descriptors()
         if self._backend:
             owned |= self._backend.descriptors()
         descriptors.sweep(owned)

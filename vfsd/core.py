@@ -11,13 +11,16 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vfsd._fuse import ffi, lib
 from vfsd.settings import Settings
 from vfsd.translate import Ids, Range
 from vhost._virtq import ffi as virtq_ffi
 from vhost._virtq import lib as virtq
+
+if TYPE_CHECKING:
+    from vfsd.asking import Asking
 
 CACHES = {
     "never": lib.CORE_CACHE_NEVER,
@@ -128,6 +131,9 @@ def core_config(
             "label": settings.label,
             "ids": ids,
             "capability": settings.capability,
+            "window_fd": settings.window,
+            "dax_min": settings.dax_min,
+            "dax_max": settings.dax_max,
         },
     )
     _kept[config] = ids
@@ -180,6 +186,8 @@ class Core:
             check(error[0] or -1)
         #: struct core_session of the current mount.
         self.session = self._config.session
+        #: Whom to ask about the DAX window; None: there is none.
+        self.window: Asking | None = None
 
     def close(self) -> None:
         """Frees what is private to this worker. The arenas and the descriptors in them stay."""

@@ -14,6 +14,7 @@ from vfsd.config import Config
 from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
+from vfsd.window import REGION, Window
 from vhost.arena import Arena
 from vhost.device import Refused
 from vhost.message import Feature, ProtocolFeature
@@ -47,27 +48,36 @@ PROTOCOL_FEATURES = (
 class FsDevice:
     """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does."""
 
-    def __init__(self, config: Config, share: Share, park: Callable[[], None]) -> None:
+    def __init__(self, config: Config, share: Share, park: Callable[[], None], window: Window | None = None) -> None:
         self.features: int = FEATURES
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
         self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
-        self.queues = QUEUES
         #: Bytes of each region of shared memory.
-        self.shared_memory: Mapping[int, int] = {}
+        self.shared_memory: Mapping[int, int] = {REGION: window.size} if window else {}
+        if window:
+            self.protocol_features |= ProtocolFeature.SHMEM
+            # A reset with live mappings crashes QEMU where memory has slots.
+            self.protocol_features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+        self.queues = QUEUES
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
         self.handles = Arena("vfsd-handles", HANDLES_SIZE)
         self.locks = Arena("vfsd-locks", LOCKS_SIZE)
+        #: The front-end has agreed to map files into the window.
+        self.mapping = False
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
         self.left_strays = False
-        self._config, self._share, self._park = config, share, park
+        self._config, self._share, self._park, self._window = config, share, park, window
         for sentence in warnings(config, share.facts):
             log.warning("%s", sentence)
 
     def settings(self, queue_size: int, room: int) -> Settings:
         """For a core whose largest ring has `queue_size` descriptors, and whose guest may hold `room` of the host's."""
         share = self._share
-        return Settings.of(self._config, share.privileged, queue_size, share.facts)._replace(descriptors=room)
+        settings = Settings.of(self._config, share.privileged, queue_size, share.facts)._replace(descriptors=room)
+        if not self._window or not self.mapping:
+            return settings
+        return settings._replace(window=self._window.worker_socket)
 
     @property
     def arenas(self) -> tuple[Arena, Arena, Arena, Arena]:

@@ -3,7 +3,8 @@
 Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged once per op, and EIO for the guest.
 Rule 2. An op sees bytes that were copied once and returns bytes; guest memory is never in sight.
 Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on. What
-        may have to wait for another request `waits`: EAGAIN is its "not yet", and it is parked.
+        may have to wait for another request `waits`: EAGAIN is its "not yet", and it is parked. What is not ours to
+        do `asks` the control process.
 """
 
 import errno
@@ -56,6 +57,8 @@ class Op:
     #: Pass the bytes after the struct instead of names.
     tail: bool
     blocking: bool
+    #: What it returns, if anything, is a question to the owner of the DAX window, whose answer is the guest's.
+    asks: bool
     #: EAGAIN is no answer: the request is parked, unless this says not to.
     waits: Deadlock | None
 
@@ -80,7 +83,7 @@ class Op:
         """The length of the reply and the reply, or -errno and nothing."""
         try:
             reply = self.function(core, request, *self.unpack(body))
-            if len(reply) > request.room:
+            if len(reply) > request.room and not self.asks:
                 raise OSError(errno.EINVAL, "no room for the reply")
             return len(reply), reply
         except OSError as error:
@@ -106,6 +109,7 @@ def op(
     names: int = 0,
     tail: bool = False,
     blocking: bool = False,
+    asks: bool = False,
     waits: Deadlock | None = None,
 ) -> Callable[[Callable[..., bytes]], Callable[..., bytes]]:
     """Registers the function that serves FUSE_<name>. `argument` is a struct's name; see `Op`."""
@@ -114,7 +118,7 @@ def op(
         opcode = getattr(lib, f"OP_{name}", None) or getattr(lib, f"FUSE_{name}")
         kind = ffi.typeof(f"struct {argument} *") if argument else None
         size = ffi.sizeof(kind.item) if kind else 0
-        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking, waits)
+        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking, asks, waits)
         return function
 
     return register
@@ -190,6 +194,8 @@ def fuse_door(core: Any, packet: Any) -> int:
         door.pool.submit(lambda: _finish(door.core, chain, op, request, body))
         return lib.VIRTQ_DEFERRED  # type: ignore[no-any-return]
     result, reply = op.run(door.core, request, body)
+    if op.asks and result > 0:
+        return door.core.window.ask(chain, request, reply) if chain and door.core.window else -errno.ENOSYS
     if result == -errno.EAGAIN and chain and op.waits and door.parking:
         result, reply = door.parking.park(chain, op, request, body)
     ffi.memmove(packet.reply, reply, len(reply))

@@ -6,6 +6,7 @@ built is a row too, or a word in its row's `unbuilt`: it ends the start by name 
 
 from vfsd import information, translate, values, xattrmap
 from vfsd.option import Option
+from vfsd.window_options import WINDOW
 
 
 def _switch(key: str) -> dict[str, str | None]:
@@ -355,6 +356,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "what to share": _SHARE,
     "where the guest connects": _SOCKET,
     "caching and data path": _CACHING,
+    "DAX window": WINDOW,
     "file-system semantics": _SEMANTICS,
     "sandbox and identity": _SANDBOX,
     "process and log": _PROCESS,

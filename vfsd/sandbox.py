@@ -24,6 +24,7 @@ from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
 from vfsd.launcher import Namespaces, launch, namespaces
+from vfsd.padded import Padded, PaddedError
 from vfsd.values import CAPABILITIES, NOFILE_MIN
 
 log = logging.getLogger("vfsd")
@@ -49,6 +50,8 @@ class Share:
     privileged: bool
     #: What the file system at the root of the share is capable of.
     facts: facts.Facts
+    #: How files are opened for the DAX window; None: there is none.
+    padded: Padded | None = None
 
 
 def run(config: Config, preload: Callable[[], object], inside: Callable[[Share], int]) -> int:
@@ -67,6 +70,7 @@ def run(config: Config, preload: Callable[[], object], inside: Callable[[Share],
 
 def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], settle: Callable[[], None]) -> Share:
     """Puts the walls up around this process, but for the namespaces, which it was cloned into."""
+    device = _open_fuse(config)
     if config.sandbox == "namespace":
         checker = _check_network()
         preload()
@@ -81,12 +85,35 @@ def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], se
     root_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("/")
     settle()
+    padded = _pad(device)
     privileged = _reduce_privileges(config) and spaces.identities
     found = _check_access(config, root_fd)
     if config.inode_file_handles == "mandatory":
         _check_file_handles(config, root_fd, proc_fd)
     _forbid_sources()
-    return Share(root_fd, proc_fd, privileged, found)
+    return Share(root_fd, proc_fd, privileged, found, padded)
+
+
+def _open_fuse(config: Config) -> int:
+    """What a DAX window takes, and can't be reached later: /dev/fuse. -1 when there is to be no window."""
+    if not config.dax_window:
+        return -1
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        log.warning("there is no DAX window: /dev/fuse can't be opened (%s)", error.strerror)
+        return -1
+
+
+def _pad(device: int) -> Padded | None:
+    """While there still are capabilities. Without it the share is served all the same."""
+    if device < 0:
+        return None
+    try:
+        return Padded(device)
+    except PaddedError as error:
+        log.warning("there is no DAX window: %s", error)
+        return None
 
 
 def _limit_descriptors(wanted: int | None) -> None:

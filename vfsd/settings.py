@@ -60,6 +60,12 @@ class Settings(NamedTuple):
     descriptors: int = 0
     #: How ids differ between guest and host; None: they don't.
     ids: Ids | None = None
+    #: The socket to the owner of the DAX window, -1: there is none.
+    window: int = -1
+    #: Which files are offered for it: never, auto (of these sizes, in bytes) or always.
+    dax_policy: str = "never"
+    dax_min: int = 0
+    dax_max: int = 0
     #: never, prefer or mandatory: whether an inode whose descriptor was closed is opened by file handle.
     file_handles: str = "prefer"
 
@@ -92,6 +98,9 @@ class Settings(NamedTuple):
             queue_size=queue_size,
             ids=tables(config.translate_uid, config.translate_gid, config.owner, Owner(os.geteuid(), os.getegid())),
             file_handles=config.inode_file_handles,
+            dax_policy=config.dax_policy,
+            dax_min=config.dax_min_size,
+            dax_max=config.dax_window // 2 if config.dax_max_size is None else config.dax_max_size,
         )
 
     @property
@@ -110,5 +119,6 @@ class Settings(NamedTuple):
             | (lib.CORE_ANNOUNCE_SUBMOUNTS if self.announce_submounts else 0)
             | (lib.CORE_FILE_HANDLES if self.file_handles != "never" else 0)
             | (lib.CORE_FILE_HANDLES_ONLY if self.file_handles == "mandatory" else 0)
+            | (lib.CORE_DAX_ALWAYS if self.dax_policy == "always" else 0)
             | (lib.CORE_KEEPS_SET_ID if self.keeps_set_id else 0)
         )

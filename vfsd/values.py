@@ -13,6 +13,11 @@ THREADS_MAX = 256
 #: With fewer descriptors the daemon can't even start: its own, a worker's, and one for each ring and region of memory.
 NOFILE_MIN = 256
 
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+#: A guest maps ranges of 2 MiB (fs/fuse/dax.c, FUSE_DAX_SZ); more than the other is a typing error.
+WINDOW_MIN, WINDOW_MAX = 2 << 20, 64 << 30
+
 #: Names of the capabilities by number (<linux/capability.h>), without "CAP_".
 CAPABILITIES = (
     *("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
@@ -78,6 +83,22 @@ def seconds(text: str) -> int:
     if not (whole + part).isascii() or not (whole + part).isdigit() or (point and not part) or len(whole) > 9:
         raise ValueError("seconds below 1000000000, like 0.5")
     return int(whole or "0") * 1_000_000_000 + int(part[:9].ljust(9, "0"))
+
+
+def size(text: str) -> int:
+    """Bytes, with K, M, G or T for powers of 1024."""
+    digits = text[:-1] if text[-1:].upper() in UNITS else text
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 15:
+        raise ValueError("a size, as 512K, 64M or 4G")
+    return int(digits) * UNITS.get(text[len(digits) :].upper(), 1)
+
+
+def window_size(text: str) -> int:
+    """Bytes, a power of two: QEMU aborts over others, and the guest divides it into ranges of 2 MiB."""
+    bytes = size(text)
+    if bytes < WINDOW_MIN or bytes > WINDOW_MAX or bytes & (bytes - 1):
+        raise ValueError("a power of two from 2M to 64G")
+    return bytes
 
 
 def id_map(text: str) -> IdMap:

@@ -20,12 +20,14 @@ from typing import Any, NamedTuple, NoReturn
 from vfsd._fuse import ffi as fuse_ffi
 from vfsd._fuse import lib as fuse
 from vfsd._process import lib as process
+from vfsd.asking import Asking
 from vfsd.core import Core
 from vfsd.descriptors import leave_room
 from vfsd.device import FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
+from vfsd.window import Window
 from vhost._virtq import ffi, lib
 from vhost.backend import Backend
 from vhost.message import Feature
@@ -44,6 +46,8 @@ class Spec(NamedTuple):
     share: Share
     device: FsDevice
     backend: Backend
+    #: The DAX window, if there is one.
+    window: Window | None
     #: Threads lent to each ring.
     threads: int
     #: Descriptors the guest may hold.
@@ -101,6 +105,8 @@ def _core(spec: Spec) -> Iterator[tuple[Core, Parking]]:
     settings = device.settings(max(vring.num for vring in spec.backend.runnable()), spec.room)
     core = Core(settings, spec.share.root_fd, proc_fd, *device.arenas)
     parking = Parking(core)
+    if spec.window and device.mapping:
+        core.window = Asking(core, spec.window.worker_socket, spec.window.padded)
     open_door(core, Pool(), parking)
     yield core, parking
     close_door(core)
@@ -119,23 +125,30 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     ]
     for thread in threads:
         thread.start()
-    _wait(spec, parking)
+    _wait(spec, parking, core.window)
     for thread in threads:
         thread.join()
     for ring in rings:
-        _leave(ring, parking.count(address(ring.queue)))
+        queue = address(ring.queue)
+        _leave(ring, parking.count(queue) + (core.window.count(queue) if core.window else 0))
 
 
-def _wait(spec: Spec, parking: Parking) -> None:
-    """Returns when the rings are to be parked. Until then this thread looks after the requests that are."""
+def _wait(spec: Spec, parking: Parking, asking: Asking | None) -> None:
+    """Returns when the rings are to be parked. Until then this thread looks after the requests that wait."""
     poll = select.poll()
     poll.register(spec.stop, select.POLLIN)
     poll.register(parking.wake, select.POLLIN)
+    if asking:
+        poll.register(asking.socket, select.POLLIN)
     while True:
-        timeout = parking.timeout()
-        if spec.stop in dict(poll.poll(None if timeout is None else timeout * 1000)):
+        timeouts = [timeout for waiting in (parking, asking) if waiting and (timeout := waiting.timeout()) is not None]
+        ready = dict(poll.poll(min(timeouts) * 1000 if timeouts else None))
+        if spec.stop in ready:
             return
-        parking.retry()
+        if asking:
+            asking.work()
+        if not asking or asking.socket not in ready or parking.wake in ready:
+            parking.retry()
 
 
 def _leave(ring: Ring, parked: int) -> None:

@@ -24,6 +24,11 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("--shared-dir /a --shared-dir /b", {"shared_dir": "/b"}),
     ("--readonly", {"readonly": True}),
     ("--tag home", {"tag": "home"}),
+    ("--tag home --dax-window 1G", {"tag": "home", "dax_window": 1 << 30}),
+    ("--tag home --dax-window=2m", {"tag": "home", "dax_window": 2 << 20}),
+    ("--tag home --dax-window=4194304", {"tag": "home", "dax_window": 4 << 20}),
+    *((f"--dax-policy={policy}", {"dax_policy": policy}) for policy in ("auto", "always", "never")),
+    ("--dax-min-size 4K --dax-max-size=1T", {"dax_min_size": 4096, "dax_max_size": 1 << 40}),
     (f"--tag {'x' * 36}", {"tag": "x" * 36}),
     (f"--tag {'ä' * 18}", {"tag": "ä" * 18}),
     ("--socket-path=other", {"socket_path": "other"}),
@@ -146,6 +151,16 @@ REFUSED = [
     ("--shared-dir=", "--shared-dir must be a path"),
     ("--shared-dir", "--shared-dir needs a value"),
     ("--tag=", "--tag must be 1 to 36 bytes"),
+    *(
+        (f"--tag x --dax-window={size}", "--dax-window must be a power of two from 2M to 64G")
+        for size in ("0", "3M", "1M", "128G")
+    ),
+    ("--tag x --dax-window=", "--dax-window must be a size, as 512K, 64M or 4G"),
+    ("--tag x --dax-window=1GiB", "--dax-window must be a size, as 512K, 64M or 4G"),
+    ("--dax-window=1G", "--dax-window needs --tag"),
+    ("--tag x --dax-window=1G --readonly", "--dax-window and --readonly exclude each other"),
+    ("--dax-policy=on", "--dax-policy must be"),
+    ("--dax-min-size=-1", "--dax-min-size must be a size"),
     (f"--tag {'x' * 37}", "--tag must be 1 to 36 bytes"),
     (f"--tag {'ä' * 19}", "--tag must be 1 to 36 bytes"),
     ("--socket-path=", "--socket-path must be a path"),

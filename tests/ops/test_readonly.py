@@ -145,6 +145,7 @@ REFUSED: dict[str, list[Callable[[Place, int], Any]]] = {
         lambda at, e: at.client.fallocate(at.file, at.fh, 0, 4096, 3, expect=e),
     ],
     "COPY_FILE_RANGE": [lambda at, e: at.client.copy_file_range(at.file, at.fh, 0, at.file, at.fh, 0, 4, expect=e)],
+    "SETUPMAPPING": [lambda at, e: at.client.call(lib.FUSE_SETUPMAPPING, at.file, bytes(40), expect=e)],
     "COPY_FILE_RANGE_64": [
         lambda at, e: at.client.copy_file_range(at.file, at.fh, 0, at.file, at.fh, 0, 4, long=True, expect=e)
     ],
@@ -155,8 +156,8 @@ REFUSED: dict[str, list[Callable[[Place, int], Any]]] = {
     ],
 }
 
-#: Locks change nothing that lasts, and are tested with the locks.
-NOT_HERE = {"GETLK", "SETLK", "SETLKW"}
+#: Locks change nothing that lasts, and are tested with the locks; there is no DAX window to take anything from.
+NOT_HERE = {"GETLK", "SETLK", "SETLKW", "REMOVEMAPPING"}
 
 
 def test_every_op_of_the_table_is_here() -> None:

@@ -19,10 +19,6 @@
 #include <sys/vfs.h>
 #include <time.h>
 
-#define TRAIT_FILES 1  /* times tell of every change to a file, once it has settled */
-#define TRAIT_DIRS 2   /* and to a directory */
-#define TRAIT_CLOSES 4 /* close(2) has nothing to report */
-
 #define NSEC_PER_SEC 1000000000LL
 
 /* Not in <linux/magic.h>. */
@@ -40,15 +36,16 @@ uint32_t file_system_traits(int fd)
 	case XFS_SUPER_MAGIC:
 	case BTRFS_SUPER_MAGIC:
 	case F2FS_SUPER_MAGIC:
-	case OVERLAYFS_SUPER_MAGIC:
 	case BCACHEFS_MAGIC:
+		return TRAIT_FILES | TRAIT_DIRS | TRAIT_CLOSES | TRAIT_MAPS;
+	case OVERLAYFS_SUPER_MAGIC:
 	case ZFS_MAGIC:
 	case EROFS_SUPER_MAGIC_V1:
 	case SQUASHFS_MAGIC:
 	case ISOFS_SUPER_MAGIC:
 		return TRAIT_FILES | TRAIT_DIRS | TRAIT_CLOSES;
 	case TMPFS_MAGIC:
-		return TRAIT_DIRS | TRAIT_CLOSES;
+		return TRAIT_DIRS | TRAIT_CLOSES | TRAIT_MAPS;
 	default:
 		return 0;
 	}
@@ -148,6 +145,9 @@ static uint32_t file_flags(struct core *core, uint64_t nodeid, int fd)
 	default:
 		flags = keep_if_unchanged(core, nodeid, &stat, traits);
 	}
+	/* A guest that maps the file has no copy to drop, and may not be told to (fs/dax.c, dax_disassociate_entry). */
+	if (dax_offered(core, nodeid))
+		flags |= FOPEN_KEEP_CACHE;
 	return flush_may_matter(core, traits) ? flags : flags | FOPEN_NOFLUSH;
 }
 

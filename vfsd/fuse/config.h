@@ -36,6 +36,7 @@ struct core_session {
 #define CORE_FILE_HANDLES 32     /* closed inodes are opened by file handle where the host can */
 #define CORE_FILE_HANDLES_ONLY 64 /* and never by name */
 #define CORE_KEEPS_SET_ID 128    /* the host leaves suid and sgid of what this process writes (vfsd/facts.py) */
+#define CORE_DAX_ALWAYS 256      /* every file is offered for the DAX window, whatever its size */
 
 /* Whose ids: the index of the arrays below. */
 #define CORE_UID 0
@@ -74,6 +75,34 @@ typedef int64_t (*fuse_door_function)(struct core *core, struct fuse_request *re
 /* virtq_complete, handed over as a pointer: it lives in the other extension. */
 typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
 
+/* What is known of an inode as to DAX, kept with it (dax.c). */
+#define DAX_OFFERED 1    /* the guest was told to map it */
+#define DAX_MAPPED 2     /* it may have mappings */
+#define DAX_UNSUITABLE 4 /* it is not to be offered again */
+
+/* What a worker asks of the owner of the DAX window, or tells it (token 0); one message each. */
+#define WINDOW_SETUP 1
+#define WINDOW_REMOVE 2 /* struct fuse_removemapping_one[] follow */
+#define WINDOW_FORGET 3 /* the inode is gone */
+#define WINDOW_EMPTY 4  /* all are */
+
+struct window_question {
+	uint64_t token;         /* comes back with the answer */
+	uint32_t kind;          /* WINDOW_* */
+	int32_t fd;             /* the file, the owner's from now on */
+	uint64_t nodeid;
+	uint64_t file_offset;   /* bytes */
+	uint64_t offset;        /* in the window */
+	uint64_t length;
+};
+
+struct window_answer {
+	uint64_t token;
+	uint64_t nodeid;
+	int32_t error;          /* 0 or -errno */
+	uint32_t thrashes;      /* the inode is better off without */
+};
+
 struct core_config {
 	int32_t root_fd;        /* O_PATH of the shared directory */
 	int32_t proc_fd;        /* this process's /proc/self/fd, and its current directory */
@@ -96,6 +125,9 @@ struct core_config {
 	uint64_t handles_size;
 	uint64_t locks_size;
 	const struct core_ids *ids; /* NULL: every id is the same on both sides */
+	int32_t window_fd;      /* socket to the owner of the DAX window: struct window_question; -1: none */
+	uint64_t dax_min;       /* sizes of files that are offered for it, bytes */
+	uint64_t dax_max;
 	/* The host's name of what the guest knows as security.capability, where it is another one: a modification removes
 	 * it. "": the host does that by itself. */
 	char capability[256];

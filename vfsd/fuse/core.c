@@ -19,6 +19,7 @@ struct core *core_new(const struct core_config *config, int *error)
 		return NULL;
 	}
 	core->root_traits = file_system_traits(core->config.root_fd);
+	core->can_map = dax_possible(core);
 	*error = handle_table_open(core);
 	if (*error < 0) {
 		inode_table_close(core);

@@ -97,6 +97,9 @@ void lock_owner_put(struct core *core, uint32_t pinned);
 /* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`: cache.c. */
 uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags);
 
+/* Keeps in mind of an inode that it is DAX_*. */
+void dax_note(struct core *core, uint64_t nodeid, uint32_t what);
+
 /* Ids across the translation (config.h, core_ids); `kind` is CORE_UID or CORE_GID. To the host: -EPERM for a forbidden
  * one. What a chown to a guest's id sets: -EINVAL for what is no id, UINT32_MAX where the owner stays as it is. */
 int64_t id_to_host(struct core *core, uint32_t kind, uint32_t id);

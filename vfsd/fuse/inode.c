@@ -26,6 +26,7 @@ static uint32_t end(struct core *core, uint32_t slot, struct loose *loose)
 	uint32_t base = 0;
 
 	slots_revoke(&core->inodes, slot);
+	dax_gone(core, slot);
 	index_remove(core, slot);
 	if (is_closed(core, slot)) {
 		base = locator_drop(core, slot, loose);

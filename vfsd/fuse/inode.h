@@ -33,7 +33,7 @@ struct inode_record {
 	uint64_t base;    /* nodeid. With a descriptor: the directory it was last looked up in, a hint */
 	uint64_t tag;     /* of its file handle, 0 for none: the inode number of a closed inode may be used again */
 	uint8_t how;      /* BY_ */
-	uint8_t reserved;
+	uint8_t dax;      /* DAX_ */
 	uint16_t len;     /* of the locator, bytes */
 	int32_t handle_type;
 	uint32_t tail;    /* slot that goes on with the locator, 0: none */
@@ -167,6 +167,9 @@ bool mount_unuse(struct core *core, uint32_t slot, struct loose *loose);
 int mount_descriptor(struct core *core, uint32_t slot);
 void mounts_open(struct core *core);
 void mounts_close(struct core *core);
+
+/* dax.c. Locked: a record ends, or all do. */
+void dax_gone(struct core *core, uint32_t slot);
 
 /* evict.c */
 int evict_open(struct core *core);

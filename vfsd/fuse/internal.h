@@ -75,6 +75,7 @@ struct core {
 	uint64_t hash_seed;
 	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
 	uint32_t root_traits;    /* file_system_traits of it */
+	bool can_map;            /* dax_possible */
 	uint32_t tails;          /* records of the inode table that are no inodes (inode.h) */
 	struct evictor evictor;
 	struct mount mounts[MOUNTS_MAX];
@@ -154,6 +155,17 @@ bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp);
 
 /* cache.c. What the file system of a descriptor is known to do, TRAIT_*. */
 uint32_t file_system_traits(int fd);
+#define TRAIT_FILES 1  /* times tell of every change to a file, once it has settled */
+#define TRAIT_DIRS 2   /* and to a directory */
+#define TRAIT_CLOSES 4 /* close(2) has nothing to report */
+#define TRAIT_MAPS 8   /* a mapping shares its pages with whatever reads and writes the file */
+
+/* dax.c. Whether files of the share may be mapped at all. */
+bool dax_possible(const struct core *core);
+/* FUSE_ATTR_DAX, if the guest is to map this file, or 0. */
+uint32_t dax_attr(struct core *core, uint64_t nodeid, const struct statx *stat);
+/* Whether the guest may be mapping it. */
+bool dax_offered(struct core *core, uint64_t nodeid);
 
 /* handle.c */
 int handle_table_open(struct core *core);

@@ -38,6 +38,7 @@ static void fill_entry(struct core *core, uint64_t nodeid, const struct director
 	key_of(stat, &key);
 	if (dir && is_submount(core, &dir->key, &key))
 		out->attr.flags |= FUSE_ATTR_SUBMOUNT;
+	out->attr.flags |= dax_attr(core, nodeid, stat);
 }
 
 /* The host may have renamed since the name was looked at: what is answered is what the descriptor stands for. */
@@ -189,6 +190,7 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 		.attr_valid_nsec = attr_ns(core, &stat) % NSEC_PER_SEC,
 	};
 	fill_attr(core, &stat, &out->attr);
+	out->attr.flags |= dax_attr(core, nodeid, &stat);
 	return 0;
 }
 

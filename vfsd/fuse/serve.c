@@ -87,6 +87,8 @@ static const struct row rows[] = {
 	ROW(RENAME2,         ARG(rename2),         0,                 2, 0, MODIFIES,             NULL),
 	ROW(LSEEK,           ARG(lseek),           OUT(lseek),        0, 0, 0,                    NULL),
 	ROW(COPY_FILE_RANGE, ARG(copy_file_range), OUT(write),        0, 0, MODIFIES,             NULL),
+	ROW(SETUPMAPPING,    ARG(setupmapping),    0,                 0, 0, MODIFIES,             NULL),
+	ROW(REMOVEMAPPING,   ARG(removemapping),   0,                 0, 0, 0,                    NULL),
 	ROW(SYNCFS,          ARG(syncfs),          0,                 0, 0, 0,                    NULL),
 	/* Its name is the "/" of a dentry that has none yet (fs/fuse/dir.c, fuse_tmpfile). */
 	ROW(TMPFILE,         ARG(create),          ENTRY + OUT(open), 0, 1, MODIFIES | AS_CALLER, NULL, MASKED(create)),

@@ -46,6 +46,11 @@ RING_OVERHEAD = 4
 
 LOW = 0xFFFFFFFF
 
+#: Where ranges of the DAX window may begin: on pages, as a power of two.
+MAP_ALIGNMENT = 12
+#: Asks for an empty window.
+EMPTY = packed(ffi.new("struct window_question *", {"kind": lib.WINDOW_EMPTY, "fd": -1}))
+
 
 def wanted(settings: Settings) -> int:
     """The INIT flags we agree to, flags2 in the upper half."""
@@ -69,6 +74,10 @@ def wanted(settings: Settings) -> int:
         flags |= lib.FUSE_FLOCK_LOCKS
     if settings.allow_mmap:
         flags |= lib.FUSE_DIRECT_IO_ALLOW_MMAP
+    if settings.window >= 0:
+        flags |= lib.FUSE_MAP_ALIGNMENT
+        if settings.dax_policy != "never":
+            flags |= lib.FUSE_HAS_INODE_DAX
     if settings.allow_idmap:
         # From now on only what creates an inode says who asks: ACCESS and what takes set-id bits do without.
         flags |= lib.FUSE_ALLOW_IDMAP
@@ -119,6 +128,8 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
 
     # Mounted already: the guest rebooted, and never sent DESTROY.
     core.reset()
+    if core.window:
+        core.window.tell(EMPTY)
     session = core.session
     session.minor = min(asked.minor, MINOR_MAX)
     session.flags = agreed
@@ -135,14 +146,16 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
     out.congestion_threshold = out.max_background * 3 // 4
     out.max_write = session.max_write
     out.max_pages = pages
+    out.map_alignment = MAP_ALIGNMENT if agreed & lib.FUSE_MAP_ALIGNMENT else 0
     out.time_gran = 1
     return packed(out)
 
 
-@op("DESTROY")
+@op("DESTROY", asks=True)
 def destroy(core: Core, request: Request) -> bytes:
     core.reset()
-    return b""
+    # Answered when it is empty: what the front-end still maps when the guest resets the device can't be taken back.
+    return EMPTY if core.window else b""
 
 
 @op("STATFS")

@@ -23,7 +23,7 @@ from vfsd.guest import accel, initramfs, kernel, machine, monitor
 from vfsd.guest.channel import Command, Result, Sink, Slot, script
 from vfsd.guest.daemon import Daemon, describe_status
 from vfsd.guest.errors import GuestError, TimeLimitError
-from vfsd.guest.machine import Machine, Settings, tail
+from vfsd.guest.machine import Attached, Machine, Settings, tail
 from vfsd.guest.progress import Progress, Silent
 
 _STAGE = "vfsd-guest: "
@@ -42,6 +42,8 @@ class Share:
     #: The daemon program; None is ours.
     daemon: str | None = None
     daemon_options: Sequence[str] = ()
+    #: Size of the DAX window as --dax-window takes it; "": none.
+    dax_window: str = ""
     #: False leaves mounting to the caller.
     mounted: bool = True
 
@@ -239,6 +241,8 @@ class Guest:
         if len({share.tag for share in self.shares}) != len(self.shares):
             raise GuestError("two shares have the same tag")
         self._program = self.settings.program()
+        if any(share.dax_window for share in self.shares):
+            self.settings.check_window()
         name, modules, _ = self._kernel_choice
         self._kernel = kernel.find(name, modules)
         self._directory = Path(tempfile.mkdtemp(prefix="vfsd-guest-"))
@@ -252,7 +256,8 @@ class Guest:
         for share in self.shares:
             socket, log = self._path(f"{share.tag}.sock"), self._path(f"daemon-{share.tag}.log")
             directory = Path(os.path.abspath(share.directory))
-            self.daemons.append(Daemon(directory, socket, log, share.daemon, share.daemon_options))
+            window = ["--dax-window", share.dax_window, "--tag", share.tag] if share.dax_window else []
+            self.daemons.append(Daemon(directory, socket, log, share.daemon, [*window, *share.daemon_options]))
         for daemon in self.daemons:
             daemon.wait_for_socket(self.progress.tick)
 
@@ -264,7 +269,10 @@ class Guest:
         names = ["qmp", "request", *(["tty"] if self._terminal else [])]
         names += [f"{stream}{slot}" for slot in range(self._slot_count) for stream in ("control", "out", "err")]
         self.machine = Machine(self._program, names, self._path("qemu.log"), self.settings.environment)
-        sockets = [(share.tag, daemon.socket) for share, daemon in zip(self.shares, self.daemons, strict=True)]
+        sockets = [
+            Attached(share.tag, daemon.socket, bool(share.dax_window))
+            for share, daemon in zip(self.shares, self.daemons, strict=True)
+        ]
         words = machine.arguments(
             self.settings,
             self.accelerator[0],

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vfsd.guest.daemon import bound_to_us, describe_status
 from vfsd.guest.errors import GuestError
@@ -14,6 +15,21 @@ from vfsd.guest.monitor import Monitor
 
 #: Mebibytes below which a distribution kernel and an initramfs of ours do not come up.
 LEAST_MEMORY = 160
+
+
+#: QEMU's device for any vhost-user back-end, the only one that takes shared memory of a back-end (QEMU 11.1).
+WINDOW_DEVICE = "vhost-user-test-device-pci"
+#: The virtio device id of a file system, and bytes of its configuration space (virtio 1.3, section 5.11).
+FS_ID, FS_CONFIG_SIZE = 26, 40
+
+
+class Attached(NamedTuple):
+    """A share as QEMU sees it."""
+
+    tag: str
+    socket: Path
+    #: With a DAX window.
+    window: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,18 @@ class Settings:
             raise GuestError(f"there is no {self.qemu}: {hint}")
         return [path, *(word for directory in self.qemu_data for word in ("-L", directory))]
 
+    def check_window(self) -> None:
+        """Raises GuestError if this QEMU has no device with a DAX window."""
+        command = [*self.program(), "-machine", "none", "-device", f"{WINDOW_DEVICE},help"]
+        answer = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=self.environment, check=False
+        )
+        if "config_size" not in answer.stdout:
+            raise GuestError(
+                f"{self.qemu} has no {WINDOW_DEVICE}, which has the DAX window: give --qemu a QEMU of version 11.1 or "
+                "later"
+            )
+
     def check(self) -> None:
         """Raises GuestError for values that QEMU or the guest would fail on in a less readable way."""
         if self.memory < LEAST_MEMORY:
@@ -69,12 +97,12 @@ def arguments(
     kernel: Path,
     initramfs: Path,
     console: Path,
-    shares: Sequence[tuple[str, Path]],
+    shares: Sequence[Attached],
     ports: Mapping[str, int],
     host_root: bool,
 ) -> list[str]:
-    """QEMU's argument list. `shares` are (tag, socket path). `ports` maps names of virtio-serial ports to inherited
-    descriptors; "qmp" is the monitor and "tty" a virtio console."""
+    """QEMU's argument list. `ports` maps names of virtio-serial ports to inherited descriptors;
+    "qmp" is the monitor and "tty" a virtio console."""
     cpus = settings.cpus or (2 if accelerator == "kvm" else 1)
     words = ["-name", "vfsd-guest", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"]
     words += ["-machine", f"q35,accel={accelerator},memory-backend=mem,vmport=off", "-smp", str(cpus)]
@@ -94,14 +122,22 @@ def arguments(
             words += ["-device", "virtconsole,chardev=tty,name=tty"]
         else:
             words += ["-device", f"virtserialport,chardev={name},name={name}"]
-    for number, (tag, path) in enumerate(shares):
-        words += ["-chardev", f"socket,id=share{number},path={_escape(path)}"]
-        device = f"vhost-user-fs-pci,chardev=share{number},tag={tag},queue-size={settings.queue_size}"
-        words += ["-device", device + (f",num-request-queues={settings.queues}" if settings.queues != 1 else "")]
+    for number, share in enumerate(shares):
+        words += ["-chardev", f"socket,id=share{number},path={_escape(share.socket)}"]
+        words += ["-device", _device(settings, share) + f",chardev=share{number}"]
     if host_root:
         words += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
         words += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=vfsd-root"]
     return [*words, *settings.qemu_args]
+
+
+def _device(settings: Settings, share: Attached) -> str:
+    if share.window:
+        # The hiprio queue counts, and the tag is the daemon's to tell.
+        queues = f"num_vqs={1 + settings.queues},vq_size={settings.queue_size}"
+        return f"{WINDOW_DEVICE},virtio-id={FS_ID},config_size={FS_CONFIG_SIZE},{queues}"
+    queues = f",num-request-queues={settings.queues}" if settings.queues != 1 else ""
+    return f"vhost-user-fs-pci,tag={share.tag},queue-size={settings.queue_size}{queues}"
 
 
 def _escape(path: Path) -> str:

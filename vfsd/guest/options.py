@@ -53,6 +53,7 @@ def _add_guest_options(to: argparse.ArgumentParser) -> None:
     repeated(
         shares, "--daemon-option", "WORD", "one more argument for the daemons, as in --daemon-option=--cache=never"
     )
+    option(shares, "--dax-window", "SIZE", "give each share a DAX window; takes root and QEMU 11.1", default="")
     option(shares, "--queue-size", "N", "entries per virtqueue (%(default)s)", type=int, default=Settings.queue_size)
     option(shares, "--queues", "N", "request queues per share (%(default)s)", type=int, default=Settings.queues)
     guest = to.add_argument_group("guest")
@@ -107,7 +108,8 @@ def guest_of(options: argparse.Namespace, progress: Progress, terminal: bool) ->
 
 def shares_of(options: argparse.Namespace) -> list[Share]:
     def share(directory: str, tag: str, path: str = "") -> Share:
-        return Share(directory, tag, path, options.mount_options, options.daemon, tuple(options.daemon_option))
+        words = tuple(options.daemon_option)
+        return Share(directory, tag, path, options.mount_options, options.daemon, words, options.dax_window)
 
     shares = [share(options.directory, "share")]
     for number, word in enumerate(options.share, 1):

@@ -300,6 +300,9 @@ class Backend:
     def set_backend_req_fd(self, fds: list[int]) -> None:
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise RemoteProtocolError("SET_BACKEND_REQ_FD came with a descriptor that is no socket")
+        if self.channel and self.channel.owed:
+            # It would come on a socket that nobody reads any more, and who waits for it would wait for ever.
+            raise RemoteProtocolError("SET_BACKEND_REQ_FD came while an answer is owed on the channel there is")
         if self.channel:
             self.channel.close()
         self.channel = BackendChannel(fds.pop(), bool(self.protocol_features & ProtocolFeature.REPLY_ACK))

@@ -21,7 +21,7 @@ from .message import (
     Payload,
     SharedMapping,
 )
-from .protocol import RemoteProtocolError
+from .protocol import LocalProtocolError, RemoteProtocolError
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error)
@@ -51,6 +51,11 @@ class BackendChannel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def owed(self) -> bool:
+        """The front-end owes an answer."""
+        return self._pending is not None
 
     def config_changed(self, done: Callable[[bool], None] | None = None) -> None:
         """CONFIG_CHANGE_MSG: the device's configuration space has changed, read it anew."""
@@ -101,8 +106,7 @@ class BackendChannel:
         if pending is None or HEADER.unpack_from(answer) != (pending.request, VERSION | FLAG_REPLY, U64.layout.size):
             raise RemoteProtocolError("the front-end answers on the back-end channel what was not asked")
         self._pending = None
-        if self._waiting:
-            self._send(self._waiting.popleft())
+        self._send_next()
         if pending.done:
             pending.done(U64.unpack(answer[HEADER.size :]).value == 0)
 
@@ -110,10 +114,12 @@ class BackendChannel:
         self._socket.close()
 
     def _ask(self, question: Question) -> None:
-        if self._pending is None:
-            self._send(question)
-        else:
-            self._waiting.append(question)
+        self._waiting.append(question)
+        self._send_next()
+
+    def _send_next(self) -> None:
+        while self._waiting and self._pending is None:
+            self._send(self._waiting.popleft())
 
     def _send(self, question: Question) -> None:
         # QEMU answers whoever asks for it, whether REPLY_ACK was negotiated or not (hw/virtio/vhost-user.c,
@@ -124,8 +130,13 @@ class BackendChannel:
         message = HEADER.pack(BACKEND_ROWS[question.request].request, flags, len(payload)) + payload
         try:
             sent = socket.send_fds(self._socket, [message], [question.fd] if question.fd >= 0 else [])
+        except BlockingIOError:
+            raise RemoteProtocolError("the front-end does not read the back-end channel") from None
+        except ConnectionError:
+            raise RemoteProtocolError("the front-end closed the back-end channel") from None
         except OSError as error:
-            raise RemoteProtocolError("the front-end does not read the back-end channel") from error
+            # As a descriptor that is closed: no front-end can help it.
+            raise LocalProtocolError(f"{question.request.name} can't be sent: {error.strerror}") from error
         if sent < len(message):
             raise RemoteProtocolError("the front-end does not read the back-end channel")
         if answered:

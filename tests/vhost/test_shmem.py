@@ -8,7 +8,7 @@ import pytest
 
 from tests.frontend import MIB
 from tests.vhost.connection import Connection
-from vhost.channel import BackendChannel
+from vhost.channel import BackendChannel, Question
 from vhost.message import HEADER, U64, VERSION, BackendRequest, Request, SharedMapping
 
 PAGE = 4096
@@ -180,6 +180,40 @@ def test_a_channel_closed_while_idle(mapping: Connection) -> None:
     mapping.backend.handle_channel()
     assert mapping.backend.channel is None
     mapping.fe.tell(Request.SET_OWNER)
+
+
+def test_a_map_without_a_file(mapping: Connection) -> None:
+    """None of ours; QEMU refuses it."""
+    answers: list[bool] = []
+    wanted = SharedMapping(0, 0, 0, PAGE, 1)
+    channel(mapping)._ask(Question(BackendRequest.SHMEM_MAP, wanted, done=answers.append))
+    settle(mapping)
+    assert answers == [False] and mapping.fe.handled[-1][2] == "no descriptor"
+
+
+def another_channel(connection: Connection) -> socket.socket:
+    ours, theirs = socket.socketpair()
+    connection.fe.send(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()], need_reply=True)
+    theirs.close()
+    return ours
+
+
+def test_another_channel(mapping: Connection, file: int) -> None:
+    assert asked(mapping, "shmem_map", 0, file, 0, 0, PAGE, True)
+    old, mapping.fe.channel = mapping.fe.channel, another_channel(mapping)
+    assert mapping.fe.receive().payload == U64(0).pack()
+    assert old
+    assert old.recv(1) == b"", "the first one is closed"
+    old.close()
+    assert asked(mapping, "shmem_unmap", 0, 0, PAGE)
+
+
+def test_another_channel_while_an_answer_is_owed(mapping: Connection, file: int) -> None:
+    """It can't come any more."""
+    channel(mapping).shmem_map(0, file, 0, 0, PAGE, True, lambda _: None)
+    ours = another_channel(mapping)
+    assert "SET_BACKEND_REQ_FD came while an answer is owed" in mapping.sentence()
+    ours.close()
 
 
 def test_a_reset_drops_the_mappings(mapping: Connection, file: int) -> None:

@@ -1,6 +1,7 @@
 """Structs of <linux/fuse.h> as bytes, and replies that are lists of them."""
 
 import struct
+from collections import deque
 from typing import Any, NamedTuple
 
 from vfsd._fuse import ffi
@@ -19,6 +20,10 @@ class Dirent(NamedTuple):
     entry: Any = None
 
 
+#: A struct in a struct does not keep it: `getattr(nodeid).attr.size` is to read what is still there.
+_recent: deque[Any] = deque(maxlen=256)
+
+
 def pack(ctype: str, **fields: Any) -> bytes:
     """A struct as bytes, other fields 0."""
     return bytes(ffi.buffer(ffi.new(f"struct {ctype} *", fields)))
@@ -29,6 +34,7 @@ def unpack(ctype: str, data: bytes) -> Any:
     out = ffi.new(f"struct {ctype} *")
     assert len(data) >= ffi.sizeof(out[0]), f"reply too short for struct {ctype}: {len(data)} bytes"
     ffi.memmove(out, data, ffi.sizeof(out[0]))
+    _recent.append(out)
     return out
 
 

@@ -4,11 +4,12 @@ QEMU refuses to map what reaches beyond a file's size (hw/virtio/vhost-user.c, V
 last page of most files could not be mapped, nor what a file grows by later. Through this mount it sees no end, and maps
 the host's page cache all the same: the kernel passes the file through (FUSE_PASSTHROUGH, Linux 6.9).
 
-Rule 1. The mount is nowhere in the tree of files. Who holds `Padded.root` opens an entry named after one of its own
-        descriptors, and gets that descriptor's file.
-Rule 2. A process of its own answers, for whoever opens waits for the answer. It shares the descriptor table of the
-        control process, keeps CAP_SYS_ADMIN and nothing else, and sees names and numbers only.
-Rule 3. When it ends, the mount ends: what was opened stays mapped, and every later open fails.
+Rule 1. The mount is nowhere in the tree of files. Who holds `Padded.root` sends a file with a name that nobody guesses,
+        opens the entry of that name, and gets that file.
+Rule 2. A process of its own answers, for whoever opens waits for the answer. It keeps CAP_SYS_ADMIN and nothing else,
+        and sees names and files that it can't reach by itself.
+Rule 3. It alone holds the device. When it ends, however it does, the mount ends: what was opened stays mapped, and who
+        opens or looks at what was opened (fstat asks the process) gets an error, and waits for nobody.
 """
 
 import errno
@@ -16,7 +17,10 @@ import fcntl
 import gc
 import logging
 import os
+import resource
+import select
 import signal
+import socket
 from contextlib import suppress
 from itertools import count
 from typing import Any, NoReturn
@@ -39,6 +43,8 @@ MAX_WRITE = 4096
 #: The share may itself be stacked once (overlayfs).
 STACK_DEPTH = 2
 HEADER = ffi.sizeof("struct fuse_in_header")
+#: Sent in place of a file.
+FLUSH = b"flush"
 
 
 class PaddedError(Exception):
@@ -49,30 +55,41 @@ class Padded:
     """The mount as those see it who open files through it."""
 
     def __init__(self, device: int) -> None:
-        """Mounts, and starts the process that answers through `device`, an open /dev/fuse, which it owns from now on.
-        Before capabilities are given up; while there is one thread.
+        """Mounts, and starts the process that answers through `device`, an open /dev/fuse, which is its own from now
+        on. Before capabilities are given up; while there is one thread.
 
         Raises PaddedError where the host can't do this.
         """
-        self.device = device
+        #: O_PATH of the mount.
         self.root = process.process_mount_fuse(device)
         if self.root < 0:
             os.close(device)
             raise PaddedError(f"no private FUSE mount can be made ({os.strerror(-self.root)}): start as root")
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pidfd = process_ffi.new("int *")
-        pid = process.process_fork(process.PROCESS_SHARE_FILES, pidfd)
+        pid = process.process_fork(0, pidfd)
         if pid == 0:
-            _run(self.device)
+            _run(device, theirs)
+        os.close(device)
+        theirs.close()
         #: Readable when the process has ended.
         self.pidfd = pidfd[0] if pid > 0 else -1
-        self._names = count()
         self._check()
 
     def open(self, fd: int) -> int:
-        """Opens the regular file behind `fd` (read and write) without an end. Raises OSError."""
-        # Two threads, or two workers, never open the same name: a name is looked up once.
-        name = f"{fd}-{os.getpid()}-{next(self._names)}"
+        """Opens the regular file behind `fd` (read and write) without an end. Raises OSError, ENOTCONN when the
+        process has ended."""
+        name = os.urandom(16).hex()
+        try:
+            socket.send_fds(self._socket, [name.encode()], [fd])
+        except ConnectionError:
+            raise OSError(errno.ENOTCONN, "nobody opens files any more") from None
         return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.root)
+
+    def flush(self) -> None:
+        """Nobody opens anything at the moment: what was sent and not opened, by who died, can be let go."""
+        with suppress(OSError):
+            self._socket.send(FLUSH, socket.MSG_DONTWAIT)
 
     def _check(self) -> None:
         fd = os.memfd_create("vfsd-check", os.MFD_CLOEXEC)
@@ -87,19 +104,28 @@ class Padded:
             os.close(fd)
 
     def close(self) -> None:
-        """Ends the mount, also for those who are waiting in `open`."""
-        for fd in (self.device, self.root, self.pidfd):
-            if fd >= 0:
-                os.close(fd)
-        self.device = self.root = self.pidfd = -1
+        """Ends the process, and the mount."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            os.close(self.pidfd)
+        os.close(self.root)
+        self._socket.close()
+        self.root = self.pidfd = -1
 
 
-def _run(device: int) -> NoReturn:
-    """The life of the process that answers. It must not lose the descriptors it shares: nothing is collected here."""
+def _run(device: int, files: socket.socket) -> NoReturn:
+    """The life of the process that answers."""
     status = 1
     try:
+        # What was inherited may own descriptors by numbers that mean ours soon.
         gc.disable()
         signal.set_wakeup_fd(-1)
+        low, high = sorted((device, files.fileno()))
+        for first, last in ((3, low), (low + 1, high), (high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])):
+            os.closerange(first, last)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         process.process_set_name(b"vfsd-padded")
@@ -107,34 +133,41 @@ def _run(device: int) -> NoReturn:
         keep = capabilities.mask("sys_admin")
         process.process_set_capabilities(keep, keep, 0)
         process.process_set_no_new_privs()
-        Server(device).serve()
+        Server(device, files).serve()
         status = 0
     except BaseException:
         log.exception("the process that lets files be mapped has failed")
     finally:
-        # For all who share it: who waits for an answer gets an error instead.
-        with suppress(OSError):
-            os.close(device)
         os._exit(status)
 
 
 class Server:
-    """Answers the kernel's requests about one mount. A nodeid stands for one descriptor, looked up once."""
+    """Answers the kernel's requests about one mount. A nodeid stands for one file, looked up and opened once."""
 
-    def __init__(self, device: int) -> None:
-        self._device = device
-        self._descriptors: dict[int, int] = {}
+    def __init__(self, device: int, files: socket.socket) -> None:
+        files.setblocking(False)
+        os.set_blocking(device, False)
+        self._device, self._files = device, files
+        #: Files that were sent, by name; and those that were looked up and not opened yet, by nodeid.
+        self._sent: dict[bytes, int] = {}
+        self._found: dict[int, int] = {}
         self._nodeids = count(lib.FUSE_ROOT_ID + 1)
 
     def serve(self) -> None:
         """Returns when the mount is gone."""
+        poll = select.poll()
+        poll.register(self._device, select.POLLIN)
+        poll.register(self._files, select.POLLIN)
         while True:
+            poll.poll()
+            if not self._receive():
+                return
             try:
                 request = os.read(self._device, BUFFER)
-            except InterruptedError:
+            except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno == errno.ENOENT:  # the request was taken back
+                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was taken back
                     continue
                 return
             self._serve(request)
@@ -169,7 +202,7 @@ class Server:
                 _fill(out.attr, header.nodeid)
                 return packed(out)
             case lib.FUSE_OPEN:
-                return self._open(self._descriptors[header.nodeid])
+                return self._open(header.nodeid)
             case lib.FUSE_RELEASE:
                 backing = ffi.from_buffer("struct fuse_release_in *", body).fh
                 fcntl.ioctl(self._device, lib.DEV_IOC_BACKING_CLOSE, int(backing).to_bytes(4, "little"))
@@ -177,32 +210,57 @@ class Server:
         raise OSError(errno.ENOSYS, "nobody needs it")
 
     def _lookup(self, name: bytes) -> bytes:
-        number = name.split(b"-")[0]
-        if not number.isdigit():
-            raise OSError(errno.ENOENT, "no descriptor's name")
-        descriptor = int(number)
+        self._receive()
+        fd = self._sent.pop(name.rstrip(b"\0"), -1)
+        if fd < 0:
+            raise OSError(errno.ENOENT, "no file of this name was sent")
         nodeid = next(self._nodeids)
-        self._descriptors[nodeid] = descriptor
+        self._found[nodeid] = fd
         # An entry that is old at once is forgotten with its last use.
         out = ffi.new("struct fuse_entry_out *", {"nodeid": nodeid, "attr_valid": FOREVER})
         _fill(out.attr, nodeid)
         return packed(out)
 
-    def _open(self, descriptor: int) -> bytes:
-        what = bytearray(ffi.buffer(ffi.new("struct wire_backing_map *", {"fd": descriptor})))
-        backing = fcntl.ioctl(self._device, lib.DEV_IOC_BACKING_OPEN, what)
+    def _receive(self) -> bool:
+        """Takes what was sent. False when nobody will send anything any more."""
+        with suppress(BlockingIOError):
+            while True:
+                name, fds, _, _ = socket.recv_fds(self._files, 64, 1)
+                if not name:
+                    return False
+                self._sent.update((name, fd) for fd in fds)
+                if name == FLUSH:
+                    self._flush()
+        return True
+
+    def _flush(self) -> None:
+        for left in (self._sent, self._found):
+            for fd in left.values():
+                os.close(fd)
+            left.clear()
+
+    def _open(self, nodeid: int) -> bytes:
+        fd = self._found.pop(nodeid, -1)
+        if fd < 0:
+            raise OSError(errno.ESTALE, "a file is opened once")
+        try:
+            what = bytearray(ffi.buffer(ffi.new("struct wire_backing_map *", {"fd": fd})))
+            backing = fcntl.ioctl(self._device, lib.DEV_IOC_BACKING_OPEN, what)
+        finally:
+            # The kernel holds the file by itself, until it is released.
+            os.close(fd)
         out = ffi.new("struct wire_passthrough_open_out *")
         out.fh, out.open_flags, out.backing_id = backing, lib.FOPEN_PASSTHROUGH, backing
         return packed(out)
 
     def _forget(self, header: Any, body: bytes) -> None:
-        if header.opcode == lib.FUSE_FORGET:
-            self._descriptors.pop(header.nodeid, None)
-            return
-        size = ffi.sizeof("struct fuse_batch_forget_in")
-        ones = ffi.from_buffer("struct fuse_forget_one[]", body[size:])
-        for one in ones:
-            self._descriptors.pop(one.nodeid, None)
+        nodeids = [header.nodeid]
+        if header.opcode == lib.FUSE_BATCH_FORGET:
+            ones = body[ffi.sizeof("struct fuse_batch_forget_in") :]
+            nodeids = [one.nodeid for one in ffi.from_buffer("struct fuse_forget_one[]", ones)]
+        for nodeid in nodeids:
+            if (fd := self._found.pop(nodeid, -1)) >= 0:
+                os.close(fd)
 
 
 def _init(asked: Any) -> bytes:

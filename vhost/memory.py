@@ -8,6 +8,7 @@ Rule 3. A region's descriptor is closed only when no worker can map it any more:
         runs.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -175,7 +176,13 @@ def _examine(wire: MemoryRegion, fd: int) -> Region:
         raise RemoteProtocolError(f"a memory region wraps around the address space: {_describe(wire)}")
     if wire.mmap_offset + wire.size > 1 << 63:
         raise RemoteProtocolError(f"a memory region lies outside of any file: {_describe(wire)}")
-    file = os.fstat(fd)
+    try:
+        file = os.fstat(fd)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        # On a FUSE mount whose server has ended. What QEMU has mapped is still guest memory, and we can map it, too.
+        return Region(wire, 0, 0, fd)
     # A character device (/dev/dax) has no size to compare with.
     if not stat.S_ISCHR(file.st_mode) and wire.mmap_offset + wire.size > file.st_size:
         raise RemoteProtocolError(f"a memory region exceeds its file of {file.st_size} bytes: {_describe(wire)}")

@@ -13,7 +13,6 @@ Rule 4. An accepted Map counts for nothing if the window came into doubt before 
 
 import errno
 from collections import Counter, deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dax.window import Map, Mapping, Range, Step, Unmap, Window, WindowError
@@ -97,7 +96,7 @@ class Manager:
 
     def __init__(self, window: Window) -> None:
         self.window = window
-        self._queue: deque[tuple[int, Change]] = deque()
+        self._queue: deque[tuple[int | None, Change]] = deque()
         self._begun: _Begun | None = None
         self._sent: Step | None = None
         self._stale = False  # the window came into doubt after _sent was
@@ -106,8 +105,8 @@ class Manager:
         self._count: Counter[str] = Counter()
         self._highest = 0
 
-    def ask(self, token: int, change: Change) -> None:
-        """Queues a change."""
+    def ask(self, token: int | None, change: Change) -> None:
+        """Queues a change. None: nobody waits for it."""
         self._queue.append((token, change))
 
     def next(self) -> Step | None:
@@ -179,20 +178,20 @@ class Manager:
             self._end()
 
     def flush(self) -> None:
-        """Those who asked are gone: nobody is told of anything asked for so far, and what has not begun never does."""
-        self._queue.clear()
+        """Those who asked are gone: nobody is told of anything asked for so far, and what has not begun never does, but
+        for what nobody waited for: it is as due as before."""
+        self._queue = deque(asked for asked in self._queue if asked[0] is None)
         self._finished.clear()
         if self._begun:
             self._begun.token = None
 
     def files(self) -> set[int]:
         """Files whose descriptors are needed, now or for what is asked."""
-        mappings: Iterable[Mapping] = (
-            *self.window.mappings,
+        coming = (
             *(step.mapping for step in self._steps() if isinstance(step, Map)),
             *(change.mapping for _, change in self._queue if isinstance(change, Setup)),
         )
-        return {mapping.file for mapping in mappings}
+        return {*self.window.files, *(mapping.file for mapping in coming)}
 
     @property
     def statistics(self) -> Statistics:
@@ -214,7 +213,8 @@ class Manager:
         try:
             self._begun = _Begun(token, deque(change.plan(self.window)))
         except WindowError:
-            self._finished.append(Done(token, errno.EINVAL))
+            if token is not None:
+                self._finished.append(Done(token, errno.EINVAL))
         return self._begun
 
     def _current(self, step: Step) -> Step:

@@ -11,6 +11,7 @@ Rule 5. A mapping is sure or doubtful. A doubtful one may be gone: it is never r
 """
 
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,6 +93,8 @@ class Window:
         self.page = page
         #: Bytes of all mappings, the doubtful ones too.
         self.mapped = 0
+        #: How many mappings each file has.
+        self.files: Counter[int] = Counter()
         self._mappings: dict[int, Mapping] = {}  # by offset; none overlaps another
         self._offsets: list[int] = []  # their keys, sorted
         self._doubtful: set[int] = set()  # some of their keys
@@ -177,6 +180,7 @@ class Window:
         self._mappings.clear()
         self._offsets.clear()
         self._doubtful.clear()
+        self.files.clear()
         self.mapped = 0
 
     # Parts
@@ -202,6 +206,7 @@ class Window:
         self._mappings[mapping.offset] = mapping
         insort(self._offsets, mapping.offset)
         self.mapped += mapping.length
+        self.files[mapping.file] += 1
 
     def _discard(self, step: Unmap) -> None:
         mapping = self._mappings.get(step.offset)
@@ -211,6 +216,9 @@ class Window:
             del self._offsets[bisect_left(self._offsets, step.offset)]
             self._doubtful.discard(step.offset)
             self.mapped -= step.length
+            self.files[mapping.file] -= 1
+            if not self.files[mapping.file]:
+                del self.files[mapping.file]
 
 
 def _without(mapping: Mapping, holes: Sequence[Range]) -> list[Mapping]:

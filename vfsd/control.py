@@ -40,6 +40,10 @@ GLANCE = 1.0
 PARK_ATTEMPTS = 4
 
 
+#: What a front-end with a window has agreed to (vfsd/window.py asks for all of it).
+WINDOW_FEATURES = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG | ProtocolFeature.SHMEM
+
+
 class Ended(Exception):  # noqa: N818 (a request)
     """A signal asks the daemon to end."""
 
@@ -179,7 +183,7 @@ class Control:
         if supervisor.pidfd in readable and supervisor.running:
             supervisor.collect()
             self._suspend_window()
-        if self._window and backend.channel and self._window.fileno() in readable and supervisor.running:
+        if self._window and self._window.fileno() in readable and supervisor.running:
             self._window.work(backend.channel)
         if self._padding in readable:
             self._end_padding()
@@ -187,6 +191,9 @@ class Control:
             self._report_broken(backend)
         if waiting and not readable and not supervisor.wait:
             self._start(backend)
+            # What nobody waits for is still to be done. Not where rings are parked: there nothing may be sent.
+            if self._window:
+                self._window.work(backend.channel)
         if supervisor.running and time.monotonic() >= self._glance:
             self._glance = time.monotonic() + GLANCE
             backend.check_rings()
@@ -201,18 +208,23 @@ class Control:
     def _resume_window(self, backend: Backend) -> None:
         """A worker is about to start."""
         window, stops = self._window, sum(ring.stops for ring in backend.vrings)
-        self._device.mapping = bool(backend.protocol_features & ProtocolFeature.SHMEM and backend.channel)
+        self._device.mapping = backend.protocol_features & WINDOW_FEATURES == WINDOW_FEATURES and bool(backend.channel)
         if not window:
             return
         if self._device.mapping:
             window.resume(paused=stops != self._stops)
-        elif not self._told:
+        else:
+            window.forget()
+            self._tell_no_window()
+        self._stops = stops
+
+    def _tell_no_window(self) -> None:
+        if not self._told:
             self._told = True
             log.warning(
                 "there is no DAX window: this front-end has no shared memory for it (QEMU 11.1 has, with "
                 "-device vhost-user-test-device-pci); the share works without"
             )
-        self._stops = stops
 
     def _suspend_window(self) -> None:
         """No worker runs."""
@@ -220,11 +232,9 @@ class Control:
             self._window.suspend()
 
     def _end_padding(self) -> None:
-        """The process that opens files for the window has ended: who waits for it must not wait for ever."""
+        """The process that opens files for the window has ended."""
         log.error("files can't be mapped any more: the process that opens them has ended; restart vfsd")
         self._padding = -1
-        if self._share.padded:
-            self._share.padded.close()
 
     def _timeout(self, backend: Backend, waiting: bool) -> float | None:
         """Seconds until there is something to do though nothing came."""

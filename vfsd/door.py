@@ -4,7 +4,7 @@ Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged
 Rule 2. An op sees bytes that were copied once and returns bytes; guest memory is never in sight.
 Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on. What
         may have to wait for another request `waits`: EAGAIN is its "not yet", and it is parked. What is not ours to
-        do `asks` the control process.
+        do is a `Question` to the control process.
 """
 
 import errno
@@ -36,6 +36,13 @@ class Request(NamedTuple):
     room: int
 
 
+class Question(bytes):
+    """What an op returns that is not ours to do: a question to the owner of the DAX window. When it is done, the guest
+    gets `reply`."""
+
+    reply: bytes = b""
+
+
 #: Called with (Core, Request), the arguments, and (Request, arguments) of all that is parked: whether to wait would be
 #: for ever. It is answered EDEADLK then.
 Deadlock = Callable[[Core, Request, Any, Sequence[tuple[Request, Any]]], bool]
@@ -57,8 +64,6 @@ class Op:
     #: Pass the bytes after the struct instead of names.
     tail: bool
     blocking: bool
-    #: What it returns, if anything, is a question to the owner of the DAX window, whose answer is the guest's.
-    asks: bool
     #: EAGAIN is no answer: the request is parked, unless this says not to.
     waits: Deadlock | None
 
@@ -83,7 +88,7 @@ class Op:
         """The length of the reply and the reply, or -errno and nothing."""
         try:
             reply = self.function(core, request, *self.unpack(body))
-            if len(reply) > request.room and not self.asks:
+            if len(reply.reply if isinstance(reply, Question) else reply) > request.room:
                 raise OSError(errno.EINVAL, "no room for the reply")
             return len(reply), reply
         except OSError as error:
@@ -109,7 +114,6 @@ def op(
     names: int = 0,
     tail: bool = False,
     blocking: bool = False,
-    asks: bool = False,
     waits: Deadlock | None = None,
 ) -> Callable[[Callable[..., bytes]], Callable[..., bytes]]:
     """Registers the function that serves FUSE_<name>. `argument` is a struct's name; see `Op`."""
@@ -118,7 +122,7 @@ def op(
         opcode = getattr(lib, f"OP_{name}", None) or getattr(lib, f"FUSE_{name}")
         kind = ffi.typeof(f"struct {argument} *") if argument else None
         size = ffi.sizeof(kind.item) if kind else 0
-        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking, asks, waits)
+        OPS[opcode] = Op(name, opcode, function, kind, size, names, tail, blocking, waits)
         return function
 
     return register
@@ -194,7 +198,7 @@ def fuse_door(core: Any, packet: Any) -> int:
         door.pool.submit(lambda: _finish(door.core, chain, op, request, body))
         return lib.VIRTQ_DEFERRED  # type: ignore[no-any-return]
     result, reply = op.run(door.core, request, body)
-    if op.asks and result > 0:
+    if isinstance(reply, Question):
         return door.core.window.ask(chain, request, reply) if chain and door.core.window else -errno.ENOSYS
     if result == -errno.EAGAIN and chain and op.waits and door.parking:
         result, reply = door.parking.park(chain, op, request, body)

@@ -8,14 +8,17 @@ Rule 3. QEMU accepts a mapping before it is in force (it answers first, and comm
         done when another request, after it, was answered. That the configuration space has changed is one that costs
         nothing: Linux's driver does not listen.
 Rule 4. A file's descriptor is kept as long as the file has a mapping, since a mapping that is cut is made again.
+Rule 5. A file is known by a number of ours: after a reset of the device a nodeid may name another one, while mappings
+        of the old one are still to be undone.
 """
 
 import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import count
 
 from dax.manager import Change, Drop, Empty, Manager, Remove, Setup
 from dax.policy import Churn
@@ -29,9 +32,9 @@ log = logging.getLogger("vfsd.window")
 
 #: The shared memory region of a virtio file-system device that is its window (virtio 1.3, section 5.11.5).
 REGION = 0
-#: Bytes of a question at most.
-QUESTION_MAX = 1 << 17
 QUESTION = ffi.sizeof("struct window_question")
+#: Bytes of a question at most: one, and all the ranges that a request can hold (vfsd/fuse/internal.h, REQUEST_MAX).
+QUESTION_MAX = QUESTION + (1 << 17)
 
 
 class Window:
@@ -41,8 +44,11 @@ class Window:
         self.size, self.padded = size, padded
         kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
         self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, kind)
+        #: Numbers of files by nodeid, descriptors by these numbers, and nodeids by the tokens of open questions.
+        self._numbers: dict[int, int] = {}
         self._files: dict[int, int] = {}
-        self._nodeids: dict[int, int] = {}
+        self._asked: dict[int, int] = {}
+        self._count = count(1)
         self._reset()
 
     @property
@@ -58,11 +64,11 @@ class Window:
         """Those of the mapped files."""
         return set(self._files.values())
 
-    def work(self, channel: BackendChannel) -> None:
-        """Takes the questions there are, and goes on with what is to be done."""
-        with suppress(BlockingIOError):
-            while message := self._socket.recv(QUESTION_MAX):
-                self._take(message)
+    def work(self, channel: BackendChannel | None) -> None:
+        """Takes the questions there are, and goes on with what is to be done. None: the front-end has closed the
+        channel, and does nothing any more."""
+        for message in self._messages():
+            self._take(message)
         self._go_on(channel)
 
     def statistics(self) -> str:
@@ -76,15 +82,25 @@ class Window:
         self._manager.resume()
 
     def suspend(self) -> None:
-        """No worker runs. Its questions go with it: those that are not begun, and the answers nobody reads."""
+        """No worker runs. Its questions go with it: those that are not begun, and the answers nobody reads. What it
+        only told us of is not told again."""
         self._manager.suspend()
+        for message in self._messages():
+            if not ffi.from_buffer("struct window_question *", message).token:
+                self._take(message)
         self._manager.flush()
-        self._nodeids.clear()
-        for end in (self._socket, self._theirs):
-            with suppress(BlockingIOError):
-                while end.recv(QUESTION_MAX):
-                    pass
+        self.padded.flush()
+        self._asked.clear()
+        with suppress(BlockingIOError):
+            while self._theirs.recv(QUESTION_MAX):
+                pass
         self._close_unused()
+
+    def forget(self) -> None:
+        """The guest is served without a window from now on: what nodeids it maps is not followed any more."""
+        self._numbers.clear()
+        self._churn.clear()
+        self._thrashing.clear()
 
     def clear(self) -> None:
         """The front-end is gone, and all it had mapped."""
@@ -95,39 +111,48 @@ class Window:
             os.close(fd)
         self._files.clear()
         self._reset()
-        self.suspend()
 
     def _reset(self) -> None:
         self._manager = Manager(Ranges(self.size))
         self._manager.suspend()
         self._churn = Churn(self.size)
         self._thrashing: set[int] = set()
+        self._numbers.clear()
+        self._asked.clear()
+
+    def _messages(self) -> Iterator[bytes]:
+        """What workers have sent."""
+        with suppress(BlockingIOError):
+            while message := self._socket.recv(QUESTION_MAX):
+                yield message
 
     def _take(self, message: bytes) -> None:
         question = ffi.from_buffer("struct window_question *", message)
         change: Change
         match question.kind:
             case lib.WINDOW_SETUP:
-                self._keep(question.nodeid, question.fd)
+                number = self._numbers.setdefault(question.nodeid, next(self._count))
+                self._keep(number, question.fd)
                 # Writable in any case: QEMU knows no other, and then an upgrade is no step.
-                change = Setup(
-                    Mapping(question.offset, question.length, question.nodeid, question.file_offset, writable=True)
-                )
-                self._note(change)
+                change = Setup(Mapping(question.offset, question.length, number, question.file_offset, writable=True))
+                self._note(change, question.nodeid)
             case lib.WINDOW_REMOVE:
                 ones = ffi.from_buffer("struct fuse_removemapping_one[]", message[QUESTION:])
                 change = Remove(tuple((one.moffset, one.len) for one in ones))
                 self._note_removed(change.ranges)
             case lib.WINDOW_FORGET:
-                change = Drop(question.nodeid)
-                self._churn.forget(question.nodeid)
+                number = self._numbers.pop(question.nodeid, 0)
+                change = Drop(number)
+                self._churn.forget(number)
                 self._thrashing.discard(question.nodeid)
             case _:
                 change = Empty()
-        self._nodeids[question.token] = question.nodeid
-        self._manager.ask(question.token, change)
+                self.forget()
+        if question.token:
+            self._asked[question.token] = question.nodeid
+        self._manager.ask(question.token or None, change)
 
-    def _note(self, setup: Setup) -> None:
+    def _note(self, setup: Setup, nodeid: int) -> None:
         """Watches which files thrash."""
         wanted = setup.mapping
         others = self._manager.window.overlapping(wanted.offset, wanted.length)
@@ -135,30 +160,30 @@ class Window:
             return
         self._note_removed([(wanted.offset, wanted.length)])
         if self._churn.note_setup(wanted.file, wanted.file_offset):
-            log.debug("file %d is offered for the window no more: it thrashes", wanted.file)
-            self._thrashing.add(wanted.file)
+            log.debug("file %d is offered for the window no more: it thrashes", nodeid)
+            self._thrashing.add(nodeid)
 
     def _note_removed(self, ranges: Iterable[Range]) -> None:
         for offset, length in ranges:
             for mapping in self._manager.window.overlapping(offset, length):
                 self._churn.note_removed(mapping.file, mapping.file_offset)
 
-    def _keep(self, nodeid: int, fd: int) -> None:
-        if nodeid in self._files:
+    def _keep(self, number: int, fd: int) -> None:
+        if number in self._files:
             os.close(fd)
         else:
-            self._files[nodeid] = fd
+            self._files[number] = fd
 
-    def _go_on(self, channel: BackendChannel) -> None:
+    def _go_on(self, channel: BackendChannel | None) -> None:
         """Sends the next step, and the answers that are due."""
-        if step := self._manager.next():
-            self._send(channel, step)
-        finished = self._manager.finished()
-        for done in finished:
-            if done.token:
-                self._answer(done.token, done.error)
-        if finished:
-            self._close_unused()
+        while step := self._manager.next():
+            if channel:
+                self._send(channel, step)
+                break
+            self._manager.answered(False)
+        for done in self._manager.finished():
+            self._answer(done.token, done.error)
+        self._close_unused()
 
     def _send(self, channel: BackendChannel, step: Step) -> None:
         def done(accepted: bool) -> None:
@@ -178,16 +203,16 @@ class Window:
             channel.shmem_unmap(REGION, step.offset, step.length, done)
 
     def _answer(self, token: int, error: int) -> None:
-        nodeid = self._nodeids.pop(token, 0)
+        nodeid = self._asked.pop(token)
         answer = ffi.new("struct window_answer *", {"token": token, "nodeid": nodeid, "error": -error})
         answer.thrashes = nodeid in self._thrashing
         try:
             self._socket.send(ffi.buffer(answer))
         except BlockingIOError:
-            # It reads none of hundreds; the request stays in flight, and the next worker's.
+            # It has asked more than it is to have open; the request stays in flight, and the next worker's.
             log.warning("a worker does not read what it is told of the window (%s)", os.strerror(errno.EAGAIN))
 
     def _close_unused(self) -> None:
         used = self._manager.files()
-        for nodeid in [nodeid for nodeid in self._files if nodeid not in used]:
-            os.close(self._files.pop(nodeid))
+        for number in self._files.keys() - used:
+            os.close(self._files.pop(number))

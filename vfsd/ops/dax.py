@@ -15,13 +15,13 @@ from typing import Any
 
 from vfsd._fuse import ffi, lib
 from vfsd.core import NO_HANDLE, Core, packed
-from vfsd.door import Request, op
+from vfsd.door import Question, Request, op
 
 UNKNOWN = 0xFFFFFFFF
 ONE = ffi.sizeof("struct fuse_removemapping_one")
 
 
-@op("SETUPMAPPING", "fuse_setupmapping_in", asks=True)
+@op("SETUPMAPPING", "fuse_setupmapping_in")
 def setupmapping(core: Core, request: Request, arg: Any) -> bytes:
     window = core.window
     if not window:
@@ -38,17 +38,17 @@ def setupmapping(core: Core, request: Request, arg: Any) -> bytes:
     lib.dax_note(core.pointer, request.nodeid, lib.DAX_MAPPED)
     question = ffi.new("struct window_question *", {"kind": lib.WINDOW_SETUP, "fd": padded, "nodeid": request.nodeid})
     question.file_offset, question.offset, question.length = arg.foffset, arg.moffset, arg.len
-    return packed(question)
+    return Question(packed(question))
 
 
-@op("REMOVEMAPPING", "fuse_removemapping_in", tail=True, asks=True)
+@op("REMOVEMAPPING", "fuse_removemapping_in", tail=True)
 def removemapping(core: Core, request: Request, arg: Any, ranges: bytes) -> bytes:
     if not core.window:
         raise OSError(errno.ENOSYS, "no window")
     if len(ranges) < arg.count * ONE:
         raise OSError(errno.EINVAL, "fewer ranges than announced")
     question = ffi.new("struct window_question *", {"kind": lib.WINDOW_REMOVE, "fd": -1, "nodeid": request.nodeid})
-    return packed(question) + ranges[: arg.count * ONE]
+    return Question(packed(question) + ranges[: arg.count * ONE])
 
 
 def _open(core: Core, nodeid: int, fh: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core, check, packed
-from vfsd.door import Request, op
+from vfsd.door import Question, Request, op
 from vfsd.settings import Settings
 
 log = logging.getLogger("vfsd.session")
@@ -49,7 +49,7 @@ LOW = 0xFFFFFFFF
 #: Where ranges of the DAX window may begin: on pages, as a power of two.
 MAP_ALIGNMENT = 12
 #: Asks for an empty window.
-EMPTY = packed(ffi.new("struct window_question *", {"kind": lib.WINDOW_EMPTY, "fd": -1}))
+EMPTY = Question(packed(ffi.new("struct window_question *", {"kind": lib.WINDOW_EMPTY, "fd": -1})))
 
 
 def wanted(settings: Settings) -> int:
@@ -128,8 +128,6 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
 
     # Mounted already: the guest rebooted, and never sent DESTROY.
     core.reset()
-    if core.window:
-        core.window.tell(EMPTY)
     session = core.session
     session.minor = min(asked.minor, MINOR_MAX)
     session.flags = agreed
@@ -148,10 +146,15 @@ def init(core: Core, request: Request, body: bytes) -> bytes:
     out.max_pages = pages
     out.map_alignment = MAP_ALIGNMENT if agreed & lib.FUSE_MAP_ALIGNMENT else 0
     out.time_gran = 1
-    return packed(out)
+    if not core.window:
+        return packed(out)
+    # Nodeids begin anew: what the last mount has mapped must be gone before they are used.
+    question = Question(EMPTY)
+    question.reply = packed(out)
+    return question
 
 
-@op("DESTROY", asks=True)
+@op("DESTROY")
 def destroy(core: Core, request: Request) -> bytes:
     core.reset()
     # Answered when it is empty: what the front-end still maps when the guest resets the device can't be taken back.

@@ -315,6 +315,23 @@ class FuseClient:
         reply = self.call(lib.FUSE_IOCTL, nodeid, body, given, room=16 + room, expect=expect)
         return None if reply is None else reply[16:]
 
+    # The DAX window.
+
+    def setupmapping(
+        self, nodeid: int, file_offset: int, length: int, offset: int, write: bool = True, fh: int = NO_HANDLE,
+        expect: int = 0,
+    ) -> Any:  # fmt: skip
+        """Maps a range of a file to `offset` of the window."""
+        flags = lib.FUSE_SETUPMAPPING_FLAG_READ | (lib.FUSE_SETUPMAPPING_FLAG_WRITE if write else 0)
+        body = pack("fuse_setupmapping_in", fh=fh, foffset=file_offset, len=length, moffset=offset, flags=flags)
+        return self.call(lib.FUSE_SETUPMAPPING, nodeid, body, room=0, expect=expect)
+
+    def removemapping(self, *ranges: tuple[int, int], nodeid: int = ROOT, expect: int = 0) -> Any:
+        """Takes ranges of the window back, (offset, length) each."""
+        body = pack("fuse_removemapping_in", count=len(ranges))
+        body += b"".join(pack("fuse_removemapping_one", moffset=offset, len=length) for offset, length in ranges)
+        return self.call(lib.FUSE_REMOVEMAPPING, nodeid, body, room=0, expect=expect)
+
     # Locks: `kind` is F_RDLCK, F_WRLCK or F_UNLCK; `end` is the last byte.
 
     def getlk(

@@ -6,9 +6,9 @@
         fe.window[0].read(offset, size)              # what the guest sees
 
 What is refused is what QEMU 11.1 refuses, and its traps are played or counted: an empty file grows, a mapping is
-writable whatever its flag says, a reset drops all mappings without a word, a request that comes while the device is
-stopped (QEMU would crash) is counted in `late`. Like QEMU's main loop, one lock keeps the messages of the two sockets
-apart: whoever waits for an answer on one serves nothing on the other.
+writable whatever its flag says and in force some time after the answer (`lag`), a reset drops all mappings without a
+word, a request that comes while the device is stopped (QEMU would crash) is counted in `late`. Like QEMU's main loop,
+one lock keeps the messages of the two sockets apart: whoever waits for an answer on one serves nothing on the other.
 """
 
 import ctypes
@@ -91,7 +91,7 @@ class Window:
         ctypes.memmove(self._address + offset, data, len(data))
 
     def map(self, wanted: SharedMapping, fds: Sequence[int]) -> Mapped:
-        """Raises RefusedByQemu."""
+        """What is to be put in force by `put`. Raises RefusedByQemu."""
         if not fds:
             raise RefusedByQemu("no descriptor")
         self._check(wanted)
@@ -105,10 +105,15 @@ class Window:
         _check_file(fds[0], wanted)
         # Always writable, whatever the flag says.
         where = self._address + wanted.offset
-        _mmap(where, wanted.length, mmap.MAP_SHARED | _FIXED, fds[0], wanted.file_offset)
+        _libc.munmap(_mmap(None, wanted.length, mmap.MAP_SHARED, fds[0], wanted.file_offset), wanted.length)
         wire = MemoryRegion(self._guest(wanted.offset), wanted.length, where, wanted.file_offset)
         mapped = self.mappings[wanted.offset, wanted.length] = Mapped(wire, os.dup(fds[0]))
         return mapped
+
+    def put(self, mapped: Mapped) -> None:
+        """Puts what `map` accepted in force."""
+        wire = mapped.wire
+        _mmap(wire.user_addr, wire.size, mmap.MAP_SHARED | _FIXED, mapped.fd, wire.mmap_offset)
 
     def unmap(self, wanted: SharedMapping) -> Mapped:
         """Raises RefusedByQemu."""
@@ -147,6 +152,8 @@ class ShmemFrontEnd(FrontEnd):
     announces = "after"
     #: Seconds a request waits for its answer, beside what the machine takes.
     delay = 0.0
+    #: Seconds between the answer to a MAP and the moment when the guest has it: QEMU commits its memory map later.
+    lag = 0.0
     #: Requests to refuse for no reason.
     refuses: Callable[[BackendRequest, SharedMapping], bool] = staticmethod(lambda request, mapping: False)
 
@@ -154,6 +161,9 @@ class ShmemFrontEnd(FrontEnd):
         self.lock = threading.RLock()
         self.window: dict[int, Window] = {}
         self.running = False  #: between `start` and `stop`
+        self.gate = threading.Event()  #: a request that was received waits for it
+        self.gate.set()
+        self.received = 0  #: requests
         self.late = 0  #: requests that came while it was not: each a crash of QEMU's
         self.handled: list[tuple[BackendRequest, SharedMapping, str]] = []  #: and why it was refused, or nothing
         self._loop: threading.Thread | None = None
@@ -225,6 +235,8 @@ class ShmemFrontEnd(FrontEnd):
             number, flags, size = HEADER.unpack(header)
             assert flags & ~FLAG_NEED_REPLY == VERSION
             payload = self._receive(size)[0] if size else b""
+            self.received += 1
+            self.gate.wait()
             time.sleep(self.delay)
             with self.lock:
                 self._act(BackendRequest(number), payload, fds, flags)
@@ -272,9 +284,14 @@ class ShmemFrontEnd(FrontEnd):
             mapped = window.unmap(wanted)
             return lambda: self._forget(mapped)
         mapped = window.map(wanted, fds)
-        return lambda: self._announce(mapped)
+        if not self.lag:
+            window.put(mapped)
+        return lambda: self._announce(window, mapped)
 
-    def _announce(self, mapped: Mapped) -> None:
+    def _announce(self, window: Window, mapped: Mapped) -> None:
+        if self.lag:
+            time.sleep(self.lag)
+            window.put(mapped)
         self.regions.append(mapped)  # type: ignore[arg-type]
         self._share()
 
@@ -288,9 +305,13 @@ class ShmemFrontEnd(FrontEnd):
         mapped.close()
 
     def _share(self) -> None:
-        slots = self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS
-        if self.running and (slots or len(self.regions) <= BASELINE):
+        if self.running:
             self.share_memory()
+
+    def share_memory(self) -> None:
+        slots = self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS
+        if slots or len(self.regions) <= BASELINE:
+            super().share_memory()
 
     def _answer(self, request: BackendRequest, flags: int, value: int) -> None:
         """QEMU looks at the flag alone, not at what was negotiated."""
@@ -312,7 +333,10 @@ class ShmemFrontEnd(FrontEnd):
 
 def _check_file(fd: int, wanted: SharedMapping) -> None:
     """What QEMU asks of a file (system/physmem.c, qemu_ram_alloc_from_fd)."""
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise RefusedByQemu(f"fstat: {error.strerror}") from None
     zero = stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat("/dev/zero").st_rdev
     if not stat.S_ISREG(status.st_mode) and not zero:
         raise RefusedByQemu("no regular file")

@@ -44,6 +44,8 @@ class Served:
         door: Callable[[Any, Any], int] | None = None,
         complete: Callable[[Any, int], None] | None = None,
         ids: Ids | None = None,
+        window: int = -1,
+        dax_sizes: tuple[int, int] = (0, 0),
     ) -> None:
         self.root = root
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
@@ -77,6 +79,9 @@ class Served:
                 "handles_size": len(self.handles),
                 "ids": self.ids,
                 "locks_size": len(self.locks),
+                "window_fd": window,
+                "dax_min": dax_sizes[0],
+                "dax_max": dax_sizes[1],
             },
         )
         self.core = self.attach()

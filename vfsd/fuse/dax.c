@@ -40,7 +40,8 @@ uint32_t dax_attr(struct core *core, uint64_t nodeid, const struct statx *stat)
 	bool offered = false;
 	uint32_t slot;
 
-	if (!negotiated(core, FUSE_HAS_INODE_DAX) || !suits(core, stat))
+	/* A mount that has agreed to it outlives a window that is no more. */
+	if (!negotiated(core, FUSE_HAS_INODE_DAX) || core->config.window_fd < 0 || !suits(core, stat))
 		return 0;
 	pthread_mutex_lock(&core->inodes.lock);
 	record = inode_at(core, nodeid, &slot);

@@ -178,9 +178,7 @@ def keeps(served: Served, nodeid: int) -> bool:
 
 
 @pytest.mark.parametrize(("flags", "wanted"), [(AGREED, True), (lib.FUSE_MAP_ALIGNMENT, True), (0, False)])
-def test_a_mapped_file_is_kept_whatever_happens_to_it(
-    make: Callable[..., Served], flags: int, wanted: bool
-) -> None:
+def test_a_mapped_file_is_kept_whatever_happens_to_it(make: Callable[..., Served], flags: int, wanted: bool) -> None:
     served = make("always", flags)
     nodeid = file(served, "f")
     offered(served, nodeid)

@@ -18,6 +18,7 @@ from vfsd.core import NO_HANDLE, Core, packed
 from vfsd.door import Question, Request, op
 
 UNKNOWN = 0xFFFFFFFF
+CAPABILITY = "security.capability"
 ONE = ffi.sizeof("struct fuse_removemapping_one")
 
 
@@ -30,7 +31,7 @@ def setupmapping(core: Core, request: Request, arg: Any) -> bytes:
     try:
         if arg.flags & lib.FUSE_SETUPMAPPING_FLAG_WRITE:
             with core.modifying(fd, lib.PRIV_KILL, UNKNOWN, UNKNOWN):
-                pass
+                _remove_capability(fd)
         padded = core.opening(lambda: window.padded.open(fd))
     finally:
         os.close(fd)
@@ -49,6 +50,16 @@ def removemapping(core: Core, request: Request, arg: Any, ranges: bytes) -> byte
         raise OSError(errno.EINVAL, "fewer ranges than announced")
     question = ffi.new("struct window_question *", {"kind": lib.WINDOW_REMOVE, "fd": -1, "nodeid": request.nodeid})
     return Question(packed(question) + ranges[: arg.count * ONE])
+
+
+def _remove_capability(fd: int) -> None:
+    """What the host does by itself where it sees a modification (fs/inode.c, file_remove_privs)."""
+    try:
+        os.getxattr(fd, CAPABILITY)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return
+    os.removexattr(fd, CAPABILITY)
 
 
 def _open(core: Core, nodeid: int, fh: int) -> int:

@@ -127,6 +127,7 @@ class Guest:
             lib.OP_COPY_FILE_RANGE_64: self._copy,
             lib.FUSE_SYNCFS: lambda: bytes(8), lib.FUSE_TMPFILE: lambda: created() + b"/\0",
             lib.OP_STATX: lambda: pack("=IIQII", u32() & 1, 0, fh(), u32(), u32()),
+            lib.FUSE_SETUPMAPPING: self._mapping, lib.FUSE_REMOVEMAPPING: self._ranges,
         }  # fmt: skip
 
     def _lock(self) -> bytes:
@@ -153,6 +154,15 @@ class Guest:
 
     def _forgets(self) -> bytes:
         return struct.pack("=QQQQ", self.nodeid(), 1, self.nodeid(), self.u64())
+
+    def _mapping(self) -> bytes:
+        fh = self.fh() if self.random.random() < 0.5 else 2**64 - 1
+        flags = self.random.choice((0, 1, 2, 3, self.u64()))
+        return struct.pack("=QQQQQ", fh, self.u64(), self.u64(), flags, self.u64())
+
+    def _ranges(self) -> bytes:
+        count = self.random.choice((0, 1, 2, 300))
+        return struct.pack("=I", count if self.random.random() < 0.8 else self.u32()) + self.words(2 * count)
 
     def _copy(self) -> bytes:
         return struct.pack("=QQQQQQQ", self.fh(), self.u64(), self.nodeid(), self.fh(), self.u64(), self.u64(), 0)

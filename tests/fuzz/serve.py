@@ -5,7 +5,7 @@ nodeids, handles and names that exist, so that they get deep; then some are muta
 Every request is laid out over odd buffers, each an allocation of its own. Checked of every answer: that it lies inside
 the room, that its header is true, that a silent op is silent, that no inode outside the share is in it. At the end:
 that nothing outside the share has changed, that no op of ours raised what it should not, and that no inode, handle or
-descriptor is left.
+descriptor is left. With an odd seed there is a DAX window, as far as requests get to it without a ring.
 
 Now and then the host moves, replaces and removes what is in the share (host.py), and the core is made anew on its
 arenas, as after a worker's death, with other settings: mostly so few descriptors that inodes are closed and opened
@@ -22,18 +22,19 @@ import os
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.fuzz.guest import Guest
 from tests.fuzz.host import Host
-from vfsd._fuse import lib
+from vfsd._fuse import ffi, lib
 from vfsd.core import Core, descriptors
 from vfsd.door import close_door, open_door
 from vfsd.settings import Settings
@@ -86,6 +87,38 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
+class Window:
+    """Stands for vfsd.asking.Asking. No ring, no answer: what comes to asking is refused."""
+
+    def __init__(self, seed: int) -> None:
+        self.random, self.padded = random.Random(seed), self
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self.core: Core | None = None
+        self.told = 0
+
+    def open(self, fd: int) -> int:
+        """As through a mount that shows files without an end."""
+        assert self.core
+        opened = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        if self.random.random() < 0.1:
+            lib.dax_note(self.core.pointer, self.random.getrandbits(34), lib.DAX_UNSUITABLE)
+        # Nobody takes it.
+        os.close(opened)
+        return opened
+
+    def read(self) -> None:
+        """What the core told; sometimes the socket is full meanwhile."""
+        with suppress(BlockingIOError):
+            while message := self.theirs.recv(1 << 18):
+                question = ffi.from_buffer("struct window_question *", message)
+                assert (question.token, question.kind, question.fd) == (0, lib.WINDOW_FORGET, -1)
+                self.told += 1
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
 class Worker:
     """A core that is made anew now and then."""
 
@@ -98,15 +131,22 @@ class Worker:
         self.areas = [Arena(name, size) for name, size in sizes.items()]
         rules = [rule("map:1000:70000:5"), rule("forbid-guest:4000000000:9"), rule("squash-host:80000:7:9")]
         self.ids = tables(rules, rules, None, Owner(0, 0)) if seed % 3 == 0 else None
+        self.window = Window(seed) if seed % 2 else None
         self.core = self._core()
 
     def _core(self) -> Core:
+        window = self.window
         settings = Settings(
             privileged=os.geteuid() == 0, xattr=True, queue_size=128, label=b"user.label", ids=self.ids,
             descriptors=self.random.choice(BUDGETS), file_handles=self.random.choice(("never", "prefer", "mandatory")),
+            window=window.ours.fileno() if window else -1, dax_policy=self.random.choice(("auto", "always")),
+            dax_min=self.random.choice((0, 100)), dax_max=self.random.choice((1000, 1 << 40)),
         )  # fmt: skip
         core = Core(settings, self.root_fd, self.proc_fd, *self.areas)
         open_door(core)
+        if window:
+            window.read()
+            window.core, core.window = core, window  # type: ignore[assignment]
         return core
 
     def restart(self) -> None:
@@ -124,6 +164,8 @@ class Worker:
 
     def close(self) -> None:
         self._close()
+        if self.window:
+            self.window.close()
         os.close(self.root_fd)
         os.close(self.proc_fd)
 
@@ -176,10 +218,15 @@ def run(count: int, seed: int) -> str:
         outside = place / "outside"
         forbidden = {path.stat().st_ino for path in (place, outside, outside / "file", place / "elsewhere")}
         worker, host = Worker(place, seed), Host(place, seed)
-        before = opened() - {str(worker.root_fd), str(worker.proc_fd)}
+        own = {worker.root_fd, worker.proc_fd}
+        if worker.window:
+            own |= {worker.window.ours.fileno(), worker.window.theirs.fileno()}
+        before = opened() - {str(fd) for fd in own}
         guests = [Guest(worker.core.pointer, number, forbidden) for number in (seed, seed + 1_000_000)]
         agreed = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SECURITY_CTX | seed % 2 * lib.FUSE_CREATE_SUPP_GROUP
         agreed |= lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS | lib.FUSE_EXPORT_SUPPORT
+        if worker.window:
+            agreed |= lib.FUSE_MAP_ALIGNMENT | lib.FUSE_HAS_INODE_DAX
         worker.core.session.flags, worker.core.session.mounted = agreed, 1
         begun = time.monotonic()
         try:

@@ -77,8 +77,8 @@ class Config(NamedTuple):
     dax_window: int = 0
     #: auto, always or never.
     dax_policy: str = "auto"
-    #: Sizes of the files that auto offers, in bytes; dax_max_size None: half the window.
-    dax_min_size: int = 64 << 10
+    #: Sizes of the files that auto offers, in bytes; dax_max_size None: four fifths of the window.
+    dax_min_size: int = 1 << 20
     dax_max_size: int | None = None
 
     #: namespace, chroot or none.

@@ -134,6 +134,7 @@ def core_config(
             "window_fd": settings.window,
             "dax_min": settings.dax_min,
             "dax_max": settings.dax_max,
+            "dax_room": settings.dax_room,
         },
     )
     _kept[config] = ids

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from vfsd.xattrmap import XattrMap
 
 
+def _unhurried(window: int) -> int:
+    """Bytes a guest maps in a window of this size before it takes mappings back: a fifth stays free (fs/fuse/dax.c,
+    FUSE_DAX_RECLAIM_THRESHOLD)."""
+    return window * 4 // 5
+
+
 def _possible(mode: str, possible: bool) -> str:
     """What never, auto or always comes to where something is possible or not."""
     return "never" if mode == "auto" and not possible else mode
@@ -66,6 +72,8 @@ class Settings(NamedTuple):
     dax_policy: str = "never"
     dax_min: int = 0
     dax_max: int = 0
+    #: And how much of them may be open at the same time, bytes.
+    dax_room: int = 0
     #: never, prefer or mandatory: whether an inode whose descriptor was closed is opened by file handle.
     file_handles: str = "prefer"
 
@@ -100,7 +108,8 @@ class Settings(NamedTuple):
             file_handles=config.inode_file_handles,
             dax_policy=config.dax_policy,
             dax_min=config.dax_min_size,
-            dax_max=config.dax_window // 2 if config.dax_max_size is None else config.dax_max_size,
+            dax_max=_unhurried(config.dax_window) if config.dax_max_size is None else config.dax_max_size,
+            dax_room=_unhurried(config.dax_window),
         )
 
     @property

@@ -17,19 +17,19 @@ WINDOW = (
     Option(
         "--dax-policy",
         "Which files a guest that leaves the choice to us maps: auto: those that gain by it, which are not "
-        "executable, are within the sizes below, and are not read here and there through a window too small for "
-        "them; always: all; never: none (vfsd only)",
+        "executable, are within the sizes below, fit into the window beside the mapped files that are open, and have "
+        "not been read here and there through a window too small for them; always: all; never: none (vfsd only)",
         *("dax_policy", "POLICY"),
         words={word: word for word in ("auto", "always", "never")},
     ),
     Option(
         *("--dax-min-size", "Smaller files are not worth a mapping (vfsd only)", "dax_min_size", "SIZE"),
         convert=values.size,
-        default="64K",
+        default="1M",
     ),
     Option(
         *("--dax-max-size", "Larger files don't fit the window (vfsd only)", "dax_max_size", "SIZE"),
         convert=values.size,
-        default="half the window",
+        default="four fifths of the window",
     ),
 )

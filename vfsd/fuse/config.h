@@ -16,6 +16,7 @@ struct core_session {
 	uint64_t flags;         /* agreed, flags2 << 32 | flags */
 	uint32_t max_write;     /* bytes */
 	uint32_t max_pages;
+	uint64_t thrashed[128]; /* digests of inodes that are not to be mapped, whatever nodeid they get (dax.c); 0: none */
 	uint64_t served[64];    /* requests answered or deferred, by opcode, since the front-end came */
 };
 
@@ -128,6 +129,7 @@ struct core_config {
 	int32_t window_fd;      /* socket to the owner of the DAX window: struct window_question; -1: none */
 	uint64_t dax_min;       /* sizes of files that are offered for it, bytes */
 	uint64_t dax_max;
+	uint64_t dax_room;      /* that files may take together which are open at the same time, bytes */
 	/* The host's name of what the guest knows as security.capability, where it is another one: a modification removes
 	 * it. "": the host does that by itself. */
 	char capability[256];

@@ -20,8 +20,15 @@ struct core *core_new(const struct core_config *config, int *error)
 	}
 	core->root_traits = file_system_traits(core->config.root_fd);
 	core->can_map = dax_possible(core);
+	*error = dax_room_open(core);
+	if (*error < 0) {
+		inode_table_close(core);
+		free(core);
+		return NULL;
+	}
 	*error = handle_table_open(core);
 	if (*error < 0) {
+		dax_room_close(core);
 		inode_table_close(core);
 		free(core);
 		return NULL;
@@ -29,6 +36,7 @@ struct core *core_new(const struct core_config *config, int *error)
 	*error = lock_table_open(core);
 	if (*error < 0) {
 		handle_table_close(core);
+		dax_room_close(core);
 		inode_table_close(core);
 		free(core);
 		return NULL;
@@ -46,6 +54,7 @@ void core_free(struct core *core)
 		pthread_mutex_destroy(&core->position[i]);
 	lock_table_close(core);
 	handle_table_close(core);
+	dax_room_close(core);
 	inode_table_close(core);
 	free(core);
 }

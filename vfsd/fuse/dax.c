@@ -6,7 +6,9 @@
  * Rule 2. A mapping is one for writing, whatever it is used for. While it lives, the host can't execute the file
  *         (ETXTBSY), and what the host executes can't be mapped: executables are left out. So is what lies on
  *         overlayfs, where an open for writing copies.
- * Rule 3. The window is the control process's. It is told when an inode that was mapped has gone.
+ * Rule 3. A file that thrashes is remembered by what it is on the host: that it is not offered any more makes the guest
+ *         forget it, and with it the nodeid.
+ * Rule 4. The window is the control process's. It is told when an inode that was mapped has gone.
  */
 #include "inode.h"
 
@@ -34,6 +36,22 @@ static bool suits(const struct core *core, const struct statx *stat)
 	       stat->stx_size >= core->config.dax_min && stat->stx_size <= core->config.dax_max;
 }
 
+/* Where it is known that an inode thrashed, and its digest. The last one that comes there stays. */
+static uint64_t *thrashed(struct core *core, const struct inode_record *record, uint64_t *digest)
+{
+	uint64_t mix = (record->ino ^ (record->dev << 32) ^ (uint64_t)record->btime) * 0x9e3779b97f4a7c15ULL;
+
+	*digest = mix | 1;
+	return &core->config.session->thrashed[mix >> 57];
+}
+
+static bool suitable(struct core *core, const struct inode_record *record)
+{
+	uint64_t digest;
+
+	return *thrashed(core, record, &digest) != digest;
+}
+
 uint32_t dax_attr(struct core *core, uint64_t nodeid, const struct statx *stat)
 {
 	struct inode_record *record;
@@ -45,7 +63,8 @@ uint32_t dax_attr(struct core *core, uint64_t nodeid, const struct statx *stat)
 		return 0;
 	pthread_mutex_lock(&core->inodes.lock);
 	record = inode_at(core, nodeid, &slot);
-	if (record && !(record->dax & DAX_UNSUITABLE)) {
+	if (record && (core->config.flags & CORE_DAX_ALWAYS ||
+		       (suitable(core, record) && dax_room_take(core, slot, stat->stx_size)))) {
 		record->dax |= DAX_OFFERED;
 		offered = true;
 	}
@@ -74,10 +93,13 @@ bool dax_offered(struct core *core, uint64_t nodeid)
 void dax_note(struct core *core, uint64_t nodeid, uint32_t what)
 {
 	struct inode_record *record;
+	uint64_t digest;
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
 	record = inode_at(core, nodeid, &slot);
+	if (record && what & DAX_UNSUITABLE)
+		*thrashed(core, record, &digest) = digest;
 	if (record)
 		record->dax |= what;
 	pthread_mutex_unlock(&core->inodes.lock);
@@ -87,6 +109,7 @@ void dax_gone(struct core *core, uint32_t slot)
 {
 	struct window_question question = {.kind = WINDOW_FORGET, .fd = -1, .nodeid = slots_id(&core->inodes, slot)};
 
+	dax_room_gone(core, slot);
 	if (!(inode_record(core, slot)->dax & DAX_MAPPED))
 		return;
 	/* Where it finds no room, the mappings stay until the guest puts others in their place. */

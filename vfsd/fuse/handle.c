@@ -15,7 +15,8 @@ struct handle_record {
 	struct slot_record slot;
 	uint64_t nodeid;
 	int32_t fd;
-	uint32_t reserved[3];
+	uint32_t maps; /* as dax_opened said */
+	uint32_t reserved[2];
 };
 _Static_assert(sizeof(struct handle_record) == HANDLE_RECORD, "the arena's format");
 
@@ -49,6 +50,7 @@ static bool handle_check(void *opaque, struct slot_record *slot_record, uint32_t
 	if (!plausible(record) || !descriptor_is_of(core, record->fd, record->nodeid))
 		return false;
 	core->handles.private[slot].pins = 1;
+	record->maps = record->maps && dax_opened(core, record->nodeid, record->fd);
 	return true;
 }
 
@@ -74,6 +76,7 @@ static int unpin(struct core *core, uint32_t slot)
 
 int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 {
+	bool maps = dax_opened(core, nodeid, fd);
 	struct handle_record *record;
 	uint32_t slot;
 
@@ -84,11 +87,14 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 		record = record_at(core, slot);
 		record->nodeid = nodeid;
 		record->fd = fd;
+		record->maps = maps;
 		core->handles.private[slot].pins = 1;
 		slots_publish(&core->handles, slot);
 		*fh = slots_id(&core->handles, slot);
 	}
 	pthread_mutex_unlock(&core->handles.lock);
+	if (!slot && maps)
+		dax_closed(core, nodeid);
 	return slot ? 0 : -ENOMEM;
 }
 
@@ -144,17 +150,25 @@ void handle_put(struct core *core, uint64_t fh)
 
 int handle_release(struct core *core, uint64_t fh)
 {
+	struct handle_record *record;
+	uint64_t nodeid;
 	uint32_t slot;
 	int fd = -1;
+	bool maps;
 
 	pthread_mutex_lock(&core->handles.lock);
-	if (!slots_find(&core->handles, fh, &slot)) {
+	record = (struct handle_record *)slots_find(&core->handles, fh, &slot);
+	if (!record) {
 		pthread_mutex_unlock(&core->handles.lock);
 		return -EBADF;
 	}
+	nodeid = record->nodeid;
+	maps = record->maps;
 	slots_revoke(&core->handles, slot);
 	fd = unpin(core, slot);
 	pthread_mutex_unlock(&core->handles.lock);
+	if (maps)
+		dax_closed(core, nodeid);
 	if (fd >= 0)
 		close(fd);
 	return 0;

@@ -170,6 +170,13 @@ void mounts_close(struct core *core);
 
 /* dax.c. Locked: a record ends, or all do. */
 void dax_gone(struct core *core, uint32_t slot);
+/* More of what is kept with an inode (core.h): it was not offered the last time, since there was no room; and it was
+ * opened then. */
+#define DAX_CROWDED 8
+#define DAX_PLAIN 16
+/* dax_room.c. Locked, both: whether an inode of this size finds room, which is then taken; and the end of a record. */
+bool dax_room_take(struct core *core, uint32_t slot, uint64_t size);
+void dax_room_gone(struct core *core, uint32_t slot);
 
 /* evict.c */
 int evict_open(struct core *core);

@@ -63,6 +63,16 @@ struct mount {
 };
 #define MOUNTS_MAX 64
 
+struct dax_use; /* dax_room.c */
+
+/* Under the inode table's lock. */
+struct dax_room {
+	struct dax_use *uses; /* by slot of the inode table; NULL: there is room for all */
+	uint32_t open;        /* ranges that open files take */
+	uint32_t offered[2];  /* ranges offered in this second and the last, by parity */
+	uint32_t second;
+};
+
 struct core {
 	struct core_config config;
 	struct slots inodes;
@@ -76,6 +86,7 @@ struct core {
 	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
 	uint32_t root_traits;    /* file_system_traits of it */
 	bool can_map;            /* dax_possible */
+	struct dax_room room;
 	uint32_t tails;          /* records of the inode table that are no inodes (inode.h) */
 	struct evictor evictor;
 	struct mount mounts[MOUNTS_MAX];
@@ -166,6 +177,12 @@ bool dax_possible(const struct core *core);
 uint32_t dax_attr(struct core *core, uint64_t nodeid, const struct statx *stat);
 /* Whether the guest may be mapping it. */
 bool dax_offered(struct core *core, uint64_t nodeid);
+/* dax_room.c. After the inode table is open; 0 or -ENOMEM. */
+int dax_room_open(struct core *core);
+void dax_room_close(struct core *core);
+/* A handle begins, which has `fd`; and one ends of which the first said true. */
+bool dax_opened(struct core *core, uint64_t nodeid, int fd);
+void dax_closed(struct core *core, uint64_t nodeid);
 
 /* handle.c */
 int handle_table_open(struct core *core);

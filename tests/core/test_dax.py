@@ -157,15 +157,23 @@ def test_what_was_created(make: Callable[..., Served]) -> None:
 
 
 def test_what_thrashes(make: Callable[..., Served]) -> None:
-    served = make("always")
+    served = make("auto")
     nodeid, other = file(served, "f"), file(served, "g")
     lib.dax_note(served.core, nodeid, lib.DAX_UNSUITABLE)
     lib.dax_note(served.core, 1 << 40, lib.DAX_UNSUITABLE)
     for _ in range(2):
         assert not offered(served, nodeid) and offered(served, other)
         served.restart()
+    # That it is not offered makes the guest forget it, and look it up again.
     served.client.forget(nodeid, 1)
-    assert offered(served, served.client.lookup(ROOT, b"f").nodeid), "a next time is another chance"
+    assert not offered(served, served.client.lookup(ROOT, b"f").nodeid)
+
+
+def test_always_is_always(make: Callable[..., Served]) -> None:
+    served = make("always")
+    nodeid = file(served, "f")
+    lib.dax_note(served.core, nodeid, lib.DAX_UNSUITABLE)
+    assert offered(served, nodeid)
 
 
 # What the guest keeps in its cache.

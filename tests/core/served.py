@@ -82,6 +82,7 @@ class Served:
                 "window_fd": window,
                 "dax_min": dax_sizes[0],
                 "dax_max": dax_sizes[1],
+                "dax_room": 1 << 40,
             },
         )
         self.core = self.attach()

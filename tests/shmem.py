@@ -161,11 +161,13 @@ class ShmemFrontEnd(FrontEnd):
         self.lock = threading.RLock()
         self.window: dict[int, Window] = {}
         self.running = False  #: between `start` and `stop`
-        self.gate = threading.Event()  #: a request that was received waits for it
+        self.gate = threading.Event()  #: a request that has come, and is not read yet, waits for it
         self.gate.set()
         self.received = 0  #: requests
         self.late = 0  #: requests that came while it was not: each a crash of QEMU's
         self.handled: list[tuple[BackendRequest, SharedMapping, str]] = []  #: and why it was refused, or nothing
+        self.withdrawn = 0  #: requests whose rest made them unknown ones
+        self._begun: tuple[bytes, list[int]] | None = None
         self._loop: threading.Thread | None = None
         self._failed: BaseException | None = None
         super().__init__(*where, **options)
@@ -225,24 +227,38 @@ class ShmemFrontEnd(FrontEnd):
         self._loop = threading.Thread(target=self._serve_loop, daemon=True)
         self._loop.start()
 
+    def take(self) -> bool:
+        """Reads the first byte of a request, waiting for it. False when the back-end closed the channel."""
+        first = self._receive(1)
+        if first[0]:
+            self._begun = first
+        return bool(first[0])
+
     def serve(self) -> bool:
         """Answers one request, waiting for it. False when the back-end closed the channel."""
         assert self.channel
-        header, fds = self._receive(HEADER.size)
-        try:
-            if not header:
-                return False
-            number, flags, size = HEADER.unpack(header)
-            assert flags & ~FLAG_NEED_REPLY == VERSION
-            payload = self._receive(size)[0] if size else b""
+        if not self._begun and self.channel.recv(1, socket.MSG_PEEK):
             self.received += 1
             self.gate.wait()
-            time.sleep(self.delay)
-            with self.lock:
+        # As QEMU's main loop, which does nothing else while it reads a request, and handles it.
+        with self.lock:
+            if not self._begun and not self.take():
+                return False
+            assert self._begun
+            (first, fds), self._begun = self._begun, None
+            try:
+                number, flags, size = HEADER.unpack(first + self._receive(HEADER.size - 1)[0])
+                assert flags & ~FLAG_NEED_REPLY == VERSION
+                payload = self._receive(size)[0] if size else b""
+                if number not in set(BackendRequest):
+                    self.withdrawn += 1
+                    assert not flags & FLAG_NEED_REPLY
+                    return True
+                time.sleep(self.delay)
                 self._act(BackendRequest(number), payload, fds, flags)
-        finally:
-            for fd in fds:
-                os.close(fd)
+            finally:
+                for fd in fds:
+                    os.close(fd)
         return True
 
     def _serve_loop(self) -> None:

@@ -180,6 +180,8 @@ class Control:
             backend.handle()
         if backend.channel and backend.channel.fileno() in readable:
             backend.handle_channel()
+        if backend.channel and backend.channel.taken in readable:
+            backend.channel.go_on()
         if supervisor.pidfd in readable and supervisor.running:
             supervisor.collect()
             self._suspend_window()
@@ -200,7 +202,7 @@ class Control:
 
     def _window_sources(self, backend: Backend) -> list[int]:
         """What the DAX window has to watch."""
-        sources = [backend.channel.fileno()] if backend.channel else []
+        sources = [backend.channel.fileno(), backend.channel.taken] if backend.channel else []
         if self._window and self._supervisor.running:
             sources.append(self._window.fileno())
         return [*sources, self._padding]
@@ -211,7 +213,8 @@ class Control:
         self._device.mapping = backend.protocol_features & WINDOW_FEATURES == WINDOW_FEATURES and bool(backend.channel)
         if not window:
             return
-        if self._device.mapping:
+        if self._device.mapping and backend.channel:
+            backend.channel.resume()
             window.resume(paused=stops != self._stops)
         else:
             window.forget()
@@ -230,6 +233,8 @@ class Control:
         """No worker runs."""
         if self._window:
             self._window.suspend()
+            if self._backend and self._backend.channel:
+                self._backend.channel.suspend()
 
     def _end_padding(self) -> None:
         """The process that opens files for the window has ended."""

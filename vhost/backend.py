@@ -144,7 +144,7 @@ class Backend:
         fds = {self._socket.fileno()} | self._endpoint.fds
         fds |= self.memory.descriptors() | self.inflight.descriptors() | self.log.descriptors()
         if self.channel:
-            fds.add(self.channel.fileno())
+            fds |= self.channel.descriptors()
         return fds.union(*(vring.descriptors() for vring in self.vrings)) - {-1}
 
     def close(self) -> None:

@@ -2,11 +2,21 @@
 
 Rule 1. One request is under way at a time and the others wait in order, where REPLY_ACK was negotiated.
 Rule 2. Nothing here blocks: while we wait for an answer, the front-end may wait for one of ours.
+Rule 3. A request with a `done` goes out in two parts. QEMU crashes over one that it reads while the device is stopped
+        (hw/virtio/vhost-user.c, vhost_user_backend_handle_shmem_map: `vdev` is NULL after vhost_dev_stop), and what is
+        in the socket can't be recalled. But it reads a message to its end before it does anything else: once it has
+        taken the first byte, the device is as it was, and will be until the message is done. Until then the other bytes
+        may still make it a request that the front-end does not know, and only complains of.
 """
 
+import array
+import fcntl
+import select
 import socket
+import termios
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from .message import (
@@ -22,6 +32,9 @@ from .message import (
     SharedMapping,
 )
 from .protocol import LocalProtocolError, RemoteProtocolError
+
+#: What the upper bytes of a request's number become to withdraw it.
+NO_REQUEST = 0x7FFFFF00
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error)
@@ -48,6 +61,11 @@ class BackendChannel:
         self._waiting: deque[Question] = deque()
         self._pending: Question | None = None
         self._answer = b""
+        #: Of the pending request, what is not sent.
+        self._rest = b""
+        self._suspended = False
+        self._taken = select.epoll()
+        self._taken.register(self._socket, select.EPOLLOUT | select.EPOLLET)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -56,6 +74,11 @@ class BackendChannel:
     def owed(self) -> bool:
         """The front-end owes an answer."""
         return self._pending is not None
+
+    @property
+    def taken(self) -> int:
+        """A descriptor: readable when the front-end may have taken the beginning of a request; then `go_on`."""
+        return self._taken.fileno()
 
     def config_changed(self, done: Callable[[bool], None] | None = None) -> None:
         """CONFIG_CHANGE_MSG: the device's configuration space has changed, read it anew."""
@@ -103,14 +126,44 @@ class BackendChannel:
             return
         answer, self._answer = self._answer, b""
         pending = self._pending
-        if pending is None or HEADER.unpack_from(answer) != (pending.request, VERSION | FLAG_REPLY, U64.layout.size):
+        expected = pending and (pending.request, VERSION | FLAG_REPLY, U64.layout.size)
+        if pending is None or self._rest or HEADER.unpack_from(answer) != expected:
             raise RemoteProtocolError("the front-end answers on the back-end channel what was not asked")
         self._pending = None
         self._send_next()
         if pending.done:
             pending.done(U64.unpack(answer[HEADER.size :]).value == 0)
 
+    def go_on(self) -> None:
+        """Sends the rest of a request whose beginning was taken. Raises RemoteProtocolError."""
+        self._taken.poll(0)
+        if self._rest and not self._unread():
+            rest, self._rest = self._rest, b""
+            self._write(rest)
+
+    def suspend(self) -> None:
+        """Until `resume` nothing reaches the front-end, which may stop the device: call before it can be told that the
+        rings have stopped. What it has not begun to read is asked again then. Answers still come."""
+        self._suspended = True
+        # Whether it has left `handle` tells.
+        with suppress(RemoteProtocolError):
+            self.go_on()
+            if self._rest and self._pending:
+                number = BACKEND_ROWS[self._pending.request].request | NO_REQUEST
+                self._waiting.appendleft(self._pending)
+                self._pending, self._rest = None, b""
+                self._write(HEADER.pack(number, VERSION, 0)[1:])
+
+    def resume(self) -> None:
+        """The rings run."""
+        self._suspended = False
+        self._send_next()
+
+    def descriptors(self) -> set[int]:
+        return {self._socket.fileno(), self._taken.fileno()}
+
     def close(self) -> None:
+        self._taken.close()
         self._socket.close()
 
     def _ask(self, question: Question) -> None:
@@ -118,8 +171,16 @@ class BackendChannel:
         self._send_next()
 
     def _send_next(self) -> None:
-        while self._waiting and self._pending is None:
+        while self._waiting and self._pending is None and not self._suspended:
             self._send(self._waiting.popleft())
+
+    def _unread(self) -> bool:
+        """Whether something of ours is in the socket."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._socket, termios.TIOCOUTQ, count)
+        # It counts memory: hundreds of bytes for one that was sent. The last of them goes when we have been woken
+        # (net/core/sock.c, sock_wfree).
+        return count[0] > 1
 
     def _send(self, question: Question) -> None:
         # QEMU answers whoever asks for it, whether REPLY_ACK was negotiated or not (hw/virtio/vhost-user.c,
@@ -128,16 +189,21 @@ class BackendChannel:
         payload = question.payload.pack() if question.payload else b""
         flags = VERSION | (FLAG_NEED_REPLY if answered else 0)
         message = HEADER.pack(BACKEND_ROWS[question.request].request, flags, len(payload)) + payload
+        if question.done:
+            message, self._rest = message[:1], message[1:]
+        if answered:
+            self._pending = question
+        self._write(message, question.fd)
+
+    def _write(self, data: bytes, fd: int = -1) -> None:
         try:
-            sent = socket.send_fds(self._socket, [message], [question.fd] if question.fd >= 0 else [])
+            sent = socket.send_fds(self._socket, [data], [fd] if fd >= 0 else [])
         except BlockingIOError:
             raise RemoteProtocolError("the front-end does not read the back-end channel") from None
         except ConnectionError:
             raise RemoteProtocolError("the front-end closed the back-end channel") from None
         except OSError as error:
             # As a descriptor that is closed: no front-end can help it.
-            raise LocalProtocolError(f"{question.request.name} can't be sent: {error.strerror}") from error
-        if sent < len(message):
+            raise LocalProtocolError(f"the back-end channel can't be written to: {error.strerror}") from error
+        if sent < len(data):
             raise RemoteProtocolError("the front-end does not read the back-end channel")
-        if answered:
-            self._pending = question

@@ -64,7 +64,7 @@ def test_descriptors_are_all_known(connection: Connection) -> None:
     new = descriptors() - before - theirs
     own = backend.descriptors() - {backend.fileno()}
     assert own == new & own and len(new - own) == 1, "the front-end's map of the log has one"
-    assert len(own) == 1 + 2 + 2 * 3 + 1 + 2
+    assert len(own) == 2 + 2 + 2 * 3 + 1 + 2
     backend.close()
     assert not own & descriptors()
 

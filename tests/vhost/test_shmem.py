@@ -1,6 +1,7 @@
 """Shared memory regions: the channel's requests against a front-end that maps, and refuses what QEMU does."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 
@@ -38,6 +39,8 @@ def channel(connection: Connection) -> BackendChannel:
 
 def settle(connection: Connection) -> None:
     """The front-end serves one request, and we what it says of it, as two loops would."""
+    connection.fe.take()
+    channel(connection).go_on()
     connection.fe.serve()
     connection.backend.handle()
     channel(connection).handle()
@@ -167,6 +170,55 @@ def test_the_answer_comes_after_the_rings_have_stopped(mapping: Connection, file
     assert answers == [True] and mapping.fe.late == 1
 
 
+def test_what_is_not_begun_when_rings_stop_is_asked_when_they_run(mapping: Connection, file: int) -> None:
+    answers: list[bool] = []
+    channel(mapping).shmem_map(0, file, 0, 0, PAGE, True, answers.append)
+    channel(mapping).shmem_unmap(0, 0, PAGE, answers.append)
+    channel(mapping).suspend()
+    mapping.fe.stop()
+    mapping.fe.serve()
+    assert (mapping.fe.withdrawn, mapping.fe.late, mapping.fe.handled) == (1, 0, [])
+    mapping.fe.start()
+    channel(mapping).resume()
+    settle(mapping)
+    assert mapping.fe.window[0].read(0, 1) == b"\1"
+    settle(mapping)
+    assert answers == [True, True] and not mapping.fe.window[0].mappings
+
+
+def test_what_is_begun_when_rings_stop_is_done(mapping: Connection, file: int) -> None:
+    """The front-end reads it, so it has not stopped anything yet."""
+    answers: list[bool] = []
+    channel(mapping).shmem_map(0, file, 0, 0, PAGE, True, answers.append)
+    channel(mapping).shmem_unmap(0, 0, PAGE, answers.append)
+    mapping.fe.take()
+    channel(mapping).suspend()
+    mapping.fe.serve()
+    mapping.backend.handle()
+    channel(mapping).handle()
+    assert answers == [True] and mapping.fe.withdrawn == 0
+    assert mapping.fe.window[0].read(0, 1) == b"\1"
+
+
+def test_the_rest_waits_until_the_beginning_is_taken(mapping: Connection, file: int) -> None:
+    """And a descriptor tells when."""
+
+    def due() -> bool:
+        return bool(select.select([channel(mapping).taken], [], [], 0)[0])
+
+    channel(mapping).go_on()
+    assert not due()
+    channel(mapping).shmem_map(0, file, 0, 0, PAGE, True, lambda accepted: None)
+    assert not due()
+    channel(mapping).go_on()
+    assert mapping.fe.channel and len(mapping.fe.channel.recv(100, socket.MSG_PEEK)) == 1
+    mapping.fe.take()
+    assert due()
+    channel(mapping).go_on()
+    assert not due() and len(mapping.fe.channel.recv(100, socket.MSG_PEEK)) == HEADER.size - 1 + 40
+    mapping.fe.serve()
+
+
 def test_no_answer_after_close(mapping: Connection, file: int) -> None:
     answers: list[bool] = []
     channel(mapping).shmem_map(0, file, 0, 0, PAGE, True, answers.append)
@@ -239,8 +291,10 @@ def test_asked_for_an_answer_without_reply_ack() -> None:
     channel = BackendChannel(ours.detach(), False)
     answers: list[bool] = []
     channel.shmem_unmap(0, 0, PAGE, answers.append)
-    wanted = SharedMapping(0, 0, 0, PAGE, 0).pack()
-    assert theirs.recv(100) == HEADER.pack(BackendRequest.SHMEM_UNMAP, VERSION | 8, 40) + wanted
+    message = HEADER.pack(BackendRequest.SHMEM_UNMAP, VERSION | 8, 40) + SharedMapping(0, 0, 0, PAGE, 0).pack()
+    assert theirs.recv(100) == message[:1]
+    channel.go_on()
+    assert theirs.recv(100) == message[1:]
     theirs.send(HEADER.pack(BackendRequest.SHMEM_UNMAP, VERSION | 4, 8) + U64(7).pack())
     channel.handle()
     assert answers == [False], "whatever is not 0 is a refusal"

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,30 @@ class Guest:
         """A QMP command on the guest's QEMU; its return value."""
         assert self.machine is not None and self.machine.monitor is not None
         return self.machine.monitor.execute(command, arguments or None)
+
+    def reset(self) -> None:
+        """Resets the machine, and returns when the guest has booted anew and the shares are mounted. Commands under way
+        are lost, and nobody may wait for one. Raises GuestError with a report."""
+        assert self.machine is not None and self.machine.monitor is not None
+        events = self.machine.monitor.events
+        seen = len(events)
+        try:
+            # QEMU was told to end instead, so that a panic is the end of a guest.
+            self.qmp("set-action", reboot="reset")
+            self.qmp("system_reset")
+            while not any(event["event"] == "RESET" for event in events[seen:]):
+                self._look()
+                time.sleep(0.01)
+            self.machine.drain()
+            self._replies = b""
+            self._slots = []
+            # The firmware may reset it once more.
+            self._await_guest()
+            self.qmp("set-action", reboot="shutdown")
+            self._mount_shares()
+        except GuestError as error:
+            error.report = error.report or self.report()
+            raise
 
     def request(self, line: str) -> None:
         """Runs a shell line in the guest's first process, without an answer. It must not block."""

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -189,6 +190,13 @@ class Machine:
             if ended := self.ended(1):
                 raise GuestError(f"{ended} at once; what it says is above") from None
             raise
+
+    def drain(self) -> None:
+        """Throws away what has come through the ports but not been read."""
+        for name, port in self.ports.items():
+            with suppress(BlockingIOError):
+                while name != "qmp" and port.recv(65536, socket.MSG_DONTWAIT):
+                    pass
 
     def ended(self, wait: float = 0) -> str | None:
         """How QEMU ended, or None if it still runs after `wait` seconds."""

@@ -287,7 +287,8 @@ def test_without_the_process_that_opens_files(vm: Guest, model: Model) -> None:
     assert "Traceback" not in vm.daemon.log
 
 
-def test_a_file_that_thrashes_is_offered_no_more(vm: Guest, share: Path) -> None:
+def test_a_file_that_thrashes_is_offered_no_more(begin: Callable[..., Daemon], share: Path) -> None:
+    vm = Guest(begin("--dax-policy=auto", "--dax-max-size=1G"))
     os.truncate(share / "hello", 8 * WINDOW)
     nodeid = vm.client.lookup(ROOT, b"hello").nodeid
     assert vm.client.getattr(nodeid).attr.flags & lib.FUSE_ATTR_DAX
@@ -300,6 +301,7 @@ def test_a_file_that_thrashes_is_offered_no_more(vm: Guest, share: Path) -> None
     assert any(not offered() for _ in range(500))
     vm.kill()
     assert not vm.client.getattr(nodeid).attr.flags & lib.FUSE_ATTR_DAX, "a next worker knows, too"
+    vm.close()
 
 
 # Where there is no window.

@@ -27,12 +27,13 @@ def read_travels(share: Windowed, name: str, size: int, mode: int = 0o644) -> bo
 
 
 def test_auto(auto: Windowed) -> None:
-    assert not read_travels(auto, "medium", 1 << 20)
-    assert read_travels(auto, "small", 60000)
-    assert not read_travels(auto, "not-small", 1 << 16)
-    assert read_travels(auto, "executable", 1 << 20, 0o755)
-    assert not read_travels(auto, "not-large", 32 << 20)
-    assert read_travels(auto, "large", (32 << 20) + 1)
+    assert not read_travels(auto, "medium", 2 << 20)
+    assert read_travels(auto, "small", (1 << 20) - 1)
+    assert not read_travels(auto, "not-small", 1 << 20)
+    assert read_travels(auto, "executable", 2 << 20, 0o755)
+    # Four fifths of the window, of which what was offered a moment ago takes some.
+    assert not read_travels(auto, "not-large", 40 << 20)
+    assert read_travels(auto, "large", 52 << 20)
 
 
 def test_always(always: Windowed) -> None:

@@ -133,6 +133,7 @@ os.close(fd)
 fd = os.open("f", os.O_WRONLY)
 os.pwrite(fd, b"middle", 5)
 os.ftruncate(fd, 300)
+time.sleep(0.05)  # in the tick of the truncation it would change no time, and the guest would tell the host of none
 os.pwrite(fd, b"!", 5000)
 os.fsync(fd)
 os.close(fd)
@@ -146,7 +147,7 @@ with open("renamed", "w") as file:
     file.write("y")
 with open("sparse", "wb") as file:
     file.truncate(1 << 20)
-    time.sleep(0.05)  # in the tick of the truncation it would change no time, and the guest would tell the host of none
+    time.sleep(0.05)  # as above
     os.pwrite(file.fileno(), b"not on the host yet", 500_000)
     assert os.lseek(file.fileno(), 0, os.SEEK_DATA) <= 500_000, "data that is not written back is no hole"
     assert os.lseek(file.fileno(), 500_000, os.SEEK_HOLE) > 500_000

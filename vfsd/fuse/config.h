@@ -79,7 +79,7 @@ typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
 /* What is known of an inode as to DAX, kept with it (dax.c). */
 #define DAX_OFFERED 1    /* the guest was told to map it */
 #define DAX_MAPPED 2     /* it may have mappings */
-#define DAX_UNSUITABLE 4 /* it is not to be offered again */
+#define DAX_UNSUITABLE 4 /* it is not to be offered again: kept with the session, since its nodeid does not last */
 
 /* What a worker asks of the owner of the DAX window, or tells it (token 0); one message each. */
 #define WINDOW_SETUP 1

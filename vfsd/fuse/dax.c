@@ -98,9 +98,9 @@ void dax_note(struct core *core, uint64_t nodeid, uint32_t what)
 
 	pthread_mutex_lock(&core->inodes.lock);
 	record = inode_at(core, nodeid, &slot);
-	if (record && what & DAX_UNSUITABLE)
+	if (record && what == DAX_UNSUITABLE)
 		*thrashed(core, record, &digest) = digest;
-	if (record)
+	else if (record)
 		record->dax |= what;
 	pthread_mutex_unlock(&core->inodes.lock);
 }

@@ -29,6 +29,7 @@ from vfsd import capabilities
 from vfsd._fuse import ffi, lib
 from vfsd._process import ffi as process_ffi
 from vfsd._process import lib as process
+from vfsd.child import settle
 from vfsd.core import packed
 
 log = logging.getLogger("vfsd.padded")
@@ -122,14 +123,10 @@ def _run(device: int, files: socket.socket) -> NoReturn:
     try:
         # What was inherited may own descriptors by numbers that mean ours soon.
         gc.disable()
-        signal.set_wakeup_fd(-1)
         low, high = sorted((device, files.fileno()))
         for first, last in ((3, low), (low + 1, high), (high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])):
             os.closerange(first, last)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-        process.process_set_name(b"vfsd-padded")
-        process.process_set_death_signal(signal.SIGKILL)
+        settle(b"vfsd-padded")
         keep = capabilities.mask("sys_admin")
         process.process_set_capabilities(keep, keep, 0)
         process.process_set_no_new_privs()

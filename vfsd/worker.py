@@ -21,6 +21,7 @@ from vfsd._fuse import ffi as fuse_ffi
 from vfsd._fuse import lib as fuse
 from vfsd._process import lib as process
 from vfsd.asking import Asking
+from vfsd.child import settle
 from vfsd.core import Core
 from vfsd.descriptors import leave_room
 from vfsd.device import FsDevice
@@ -81,13 +82,8 @@ def run(spec: Spec) -> NoReturn:
 
 def _settle(spec: Spec) -> None:
     """Makes this process its own."""
-    signal.set_wakeup_fd(-1)
-    # Signals are for the control process. A terminal sends SIGINT to both.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    settle(b"vfsd-worker")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    process.process_set_name(b"vfsd-worker")
-    process.process_set_death_signal(signal.SIGKILL)
     if os.getppid() != spec.parent:
         os._exit(1)
     # What was inherited must not be collected: it may own descriptors.

@@ -16,7 +16,9 @@ def cut(data: bytes, sizes: Iterable[int]) -> list[int]:
     return [*lengths, left] if left or not lengths else lengths
 
 
-def direct(core: Any, in_sizes: Sequence[int] = (), out_sizes: Sequence[int] = (), replay: bool = False) -> Transport:
+def direct(
+    core: Any, in_sizes: Sequence[int] = (), out_sizes: Sequence[int] = (), replay: bool = False, fault: int = 0
+) -> Transport:
     """A transport into fuse_serve itself, `core` being a struct core.
 
     The request and the room for the reply are laid out in buffers of the given sizes, the last one taking the rest.
@@ -39,7 +41,7 @@ def direct(core: Any, in_sizes: Sequence[int] = (), out_sizes: Sequence[int] = (
             arrays.append((iov, len(lengths)))
         (in_iov, in_count), (out_iov, out_count) = arrays
         chain = ffi.new("struct virtq_chain *")
-        chain.replay = replay
+        chain.replay, chain.fault = replay, fault
         setattr(chain, "in", in_iov)
         chain.out = out_iov
         chain.in_count, chain.out_count = in_count, out_count

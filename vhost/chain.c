@@ -2,6 +2,8 @@
  *
  * Rule 1. Every descriptor is copied once; what is checked is the copy.
  * Rule 2. The walk ends: no table is followed for more steps than it has descriptors, nor than VIRTQ_MAX_CHAIN.
+ * Rule 3. A buffer outside guest memory is the request's fault and not the ring's: a guest may send what lies in another
+ *         device's shared memory, and its driver is none the wiser.
  */
 #include <errno.h>
 
@@ -61,15 +63,20 @@ static int chain_add(struct virtq *queue, struct virtq_chain *chain, const struc
 {
 	uint32_t count = chain->in_count + chain->out_count;
 	bool write = desc->flags & VRING_DESC_F_WRITE;
+	uint32_t side = write ? VIRTQ_FAULT_OUT : VIRTQ_FAULT_IN;
 	int n;
 
 	if (!write && chain->out)
 		return -EPROTO;
 	if (write && !chain->out)
 		chain->out = chain->in + chain->in_count;
+	if (chain->fault & side)
+		return 0;
 	n = memory_translate(queue->config.memory, desc->addr, desc->len, chain->in + count, VIRTQ_MAX_CHAIN - count);
+	if (n == -EFAULT)
+		chain->fault |= side;
 	if (n < 0)
-		return n;
+		return n == -EFAULT ? 0 : n;
 	if (write) {
 		chain->out_count += n;
 		chain->out_len += desc->len;

@@ -41,8 +41,8 @@ struct virtq {
 	uint8_t busy[VIRTQ_MAX_SIZE]; /* head in flight: set under pop_lock, cleared under used_lock */
 };
 
-/* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an address
- * outside memory, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
+/* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
+ * table outside memory, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
 int chain_read(struct virtq *queue, uint16_t head);
 
 /* inflight.c. Starts from an empty region, or from what a dead worker left; -EPROTO when that makes no sense. */

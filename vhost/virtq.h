@@ -21,6 +21,9 @@
 /* Returned by a handler that will call virtq_complete itself, later and from any thread of the worker. */
 #define VIRTQ_DEFERRED INT64_MIN
 
+#define VIRTQ_FAULT_IN 1
+#define VIRTQ_FAULT_OUT 2
+
 struct virtq;
 
 /* One descriptor chain. It lives in its queue, one per head, from pop to completion. */
@@ -34,6 +37,7 @@ struct virtq_chain {
 	uint64_t out_len;
 	uint16_t head;
 	uint16_t replay;      /* 1: was in flight in a worker that died, so it may have been served before */
+	uint32_t fault;       /* VIRTQ_FAULT_*: `in` or `out` ends before a buffer that lies outside guest memory */
 };
 
 /* Serves a chain and returns the number of bytes written to `out`, or VIRTQ_DEFERRED. It cannot fail: an error is a

@@ -3,7 +3,7 @@
 import errno
 import struct
 from collections.abc import Callable
-from errno import E2BIG, EINVAL, EIO, ENAMETOOLONG, ENFILE, ENOSYS, EROFS
+from errno import E2BIG, EFAULT, EINVAL, EIO, ENAMETOOLONG, ENFILE, ENOSYS, EROFS
 from typing import Any
 
 import pytest
@@ -142,6 +142,16 @@ def test_no_room_for_the_reply_does_nothing(served: Served) -> None:
     assert served.descriptors() == set()
     body = pack("fuse_create_in", flags=0o102, mode=0o644) + b"new\0"
     assert error_of(call(header(lib.FUSE_CREATE, HEADER + len(body)) + body, REPLY_HEADER + 143)) == EINVAL
+    assert not (served.root / "new").exists()
+
+
+@pytest.mark.parametrize("fault", [lib.VIRTQ_FAULT_IN, lib.VIRTQ_FAULT_OUT])
+def test_what_lies_outside_of_guest_memory_fails_and_does_nothing(served: Served, fault: int) -> None:
+    call = direct(served.core, fault=fault)
+    body = pack("fuse_create_in", flags=0o102, mode=0o644) + b"new\0"
+    assert error_of(call(header(lib.FUSE_CREATE, HEADER + len(body)) + body, 4096)) == EFAULT
+    assert error_of(call(header(lib.FUSE_CREATE, HEADER + 5000) + body, 4096)) == EFAULT
+    assert call(header(lib.FUSE_FORGET, HEADER + 8) + bytes(8), 0) == b""
     assert not (served.root / "new").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.conformance import CASES, run
 from tests.conformance.fuse import FuseExecutor
 from tests.daemon.daemon import Daemon, guest
+from tests.driver import NEXT
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import ALL_FLAGS
 from tests.sandbox.user import AS_ROOT, UID, as_user, first_subordinate
@@ -99,7 +100,7 @@ def test_nothing_is_imported_behind_the_walls(start: Callable[..., Daemon], shar
         frontend.stop()
         frontend.start()
         queue = frontend.queue(2)
-        queue.descriptor(0, 1 << 60, 64, 0, 0)
+        queue.descriptor(0, 0, 64, NEXT, 0)
         queue.publish(0)
         queue.kick()
         daemon.logged("ring 2 is broken")

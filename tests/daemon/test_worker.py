@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.daemon import Daemon, guest, open_files, until
-from tests.driver import Buffer
+from tests.driver import NEXT, Buffer
 from tests.frontend import MIB, FrontEnd
 from tests.fuseclient import HEADER, ROOT, FuseClient, pack
 from vfsd._fuse import lib
@@ -210,7 +210,7 @@ def test_a_signal_ends_a_wait_for_the_worker(daemon: Daemon) -> None:
 def test_a_broken_ring_is_logged_and_the_others_go_on(daemon: Daemon) -> None:
     with guest(daemon, queues=3) as (frontend, client):
         queue = frontend.queue(2)
-        queue.descriptor(0, 1 << 60, 64, 0, 0)
+        queue.descriptor(0, 0, 64, NEXT, 0)
         queue.publish(0)
         queue.kick()
         daemon.logged("ring 2 is broken (")

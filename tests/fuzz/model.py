@@ -17,6 +17,8 @@ class ModelChain(NamedTuple):
     readable: list[tuple[int, int]]
     writable: list[tuple[int, int]]
     indirect: bool
+    #: The buffers to read, to write, end before one that lies outside of memory.
+    faults: tuple[bool, bool]
 
 
 class Model:
@@ -39,8 +41,8 @@ class Model:
 
     def walk(self, table: int, count: int, head: int, may_be_indirect: bool) -> ModelChain:
         """A chain in the table of `count` descriptors at an offset (virtio 1.3, sections 2.7.4 and 2.7.5)."""
-        readable: list[tuple[int, int]] = []
-        writable: list[tuple[int, int]] = []
+        sides: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        faults = [False, False]
         nested = written = False
         steps = 0
         following: int | None = head
@@ -58,8 +60,13 @@ class Model:
                 continue
             if not flags & WRITE and written:
                 raise BrokenRingError(EPROTO)
-            written = written or bool(flags & WRITE)
-            (writable if flags & WRITE else readable).extend(self.translate(address, length))
+            side = bool(flags & WRITE)
+            written = written or side
+            try:
+                if not faults[side]:
+                    sides[side].extend(self.translate(address, length))
+            except BrokenRingError:
+                faults[side] = True
             if not flags & NEXT:
                 following = None
-        return ModelChain(readable, writable, nested)
+        return ModelChain(*sides, nested, (faults[False], faults[True]))

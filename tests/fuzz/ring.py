@@ -213,7 +213,8 @@ class Fuzzer:
             self.taken.append(chain.head)
             model = self._walk(chain.head)
             self.indirect += model.indirect
-            if model[:2] != (readable, writable):
+            faults = (bool(chain.fault & lib.VIRTQ_FAULT_IN), bool(chain.fault & lib.VIRTQ_FAULT_OUT))
+            if (*model[:2], model.faults) != (readable, writable, faults):
                 self.problems.append(f"chain {readable} {writable}, expected {model}")
         if chain.in_len != sum(n for _, n in readable) or chain.out_len != sum(n for _, n in writable):
             self.problems.append("lengths do not add up")

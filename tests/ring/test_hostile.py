@@ -17,13 +17,6 @@ SIZE = 1 << 18  # of guest memory, which begins at 0
 A, B, TABLE = 0x8000, 0x9000, 0xA000  # guest addresses free for use
 
 DIRECT: dict[str, tuple[list[Descriptor], int]] = {
-    "address outside": ([(SIZE, 1, 0, 0)], EFAULT),
-    "last byte outside": ([(SIZE - 8, 9, 0, 0)], EFAULT),
-    "address far outside": ([(0xFFFF_0000_0000, 16, WRITE, 0)], EFAULT),
-    "address wraps": ([(0xFFFF_FFFF_FFFF_FFF8, 16, 0, 0)], EFAULT),
-    "range wraps into memory": ([(0xFFFF_FFFF_FFFF_F000, 0x9000, 0, 0)], EFAULT),
-    "length of 4 GiB": ([(A, 0xFFFF_FFFF, WRITE, 0)], EFAULT),
-    "second address outside": ([(A, 16, NEXT, 1), (SIZE, 16, WRITE, 0)], EFAULT),
     "next outside the table": ([(A, 16, NEXT, 8)], EPROTO),
     "next far outside the table": ([(A, 16, NEXT, 0xFFFF)], EPROTO),
     "loop of one": ([(A, 16, NEXT, 0)], EPROTO),
@@ -40,12 +33,33 @@ DIRECT: dict[str, tuple[list[Descriptor], int]] = {
     "indirect wraps": ([(0xFFFF_FFFF_FFFF_FFF0, 32, INDIRECT, 0)], EFAULT),
 }
 
+#: Buffers outside of memory, and what is left of the chain: bytes to read and to write, and VIRTQ_FAULT_*.
+OUTSIDE: dict[str, tuple[list[Descriptor], tuple[int, int, int]]] = {
+    "address": ([(SIZE, 1, 0, 0)], (0, 0, lib.VIRTQ_FAULT_IN)),
+    "last byte": ([(SIZE - 8, 9, 0, 0)], (0, 0, lib.VIRTQ_FAULT_IN)),
+    "far address": ([(0xFFFF_0000_0000, 16, WRITE, 0)], (0, 0, lib.VIRTQ_FAULT_OUT)),
+    "address wraps": ([(0xFFFF_FFFF_FFFF_FFF8, 16, 0, 0)], (0, 0, lib.VIRTQ_FAULT_IN)),
+    "range wraps into memory": ([(0xFFFF_FFFF_FFFF_F000, 0x9000, 0, 0)], (0, 0, lib.VIRTQ_FAULT_IN)),
+    "length of 4 GiB": ([(A, 0xFFFF_FFFF, WRITE, 0)], (0, 0, lib.VIRTQ_FAULT_OUT)),
+    "what is read": (
+        [(A, 16, NEXT, 1), (SIZE, 16, NEXT, 2), (B, 8, NEXT, 3), (B, 4, WRITE, 0)],
+        (16, 4, lib.VIRTQ_FAULT_IN),
+    ),
+    "what is written": (
+        [(A, 16, NEXT, 1), (B, 8, WRITE | NEXT, 2), (SIZE, 16, WRITE | NEXT, 3), (B, 4, WRITE, 0)],
+        (16, 8, lib.VIRTQ_FAULT_OUT),
+    ),
+    "both": (
+        [(SIZE, 16, NEXT, 1), (A, 16, NEXT, 2), (SIZE, 16, WRITE, 0)],
+        (0, 0, lib.VIRTQ_FAULT_IN | lib.VIRTQ_FAULT_OUT),
+    ),
+}
+
 INDIRECT_TABLES: dict[str, tuple[list[Descriptor], int]] = {
     "nested indirect": ([(TABLE + 64, 16, INDIRECT, 0)], EPROTO),
     "nested indirect at the end": ([(A, 16, NEXT, 1), (TABLE, 32, INDIRECT, 0)], EPROTO),
     "next outside the table": ([(A, 16, NEXT, 1)], EPROTO),
     "loop": ([(A, 16, NEXT, 1), (A, 16, NEXT, 0)], EPROTO),
-    "address outside": ([(SIZE, 16, 0, 0)], EFAULT),
     "readable after writable": ([(A, 16, WRITE | NEXT, 1), (B, 16, 0, 0)], EPROTO),
 }
 
@@ -96,6 +110,29 @@ def test_direct(ring: Make, name: str) -> None:
         r.driver.descriptor(i, *descriptor)
     r.driver.publish(0)
     breaks(r, errno)
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_buffer_outside_ends_its_chain_and_not_the_ring(ring: Make, name: str, indirect: bool) -> None:
+    descriptors, expected = OUTSIDE[name]
+    seen: list[tuple[int, int, int]] = []
+
+    def handler(chain: Chain) -> bytes:
+        seen.append((len(chain.input), chain.room, chain.chain.fault))
+        return b""
+
+    r = ring()
+    r.memory.write(TABLE, b"".join(r.driver.pack(*descriptor) for descriptor in descriptors))
+    r.driver.descriptor(7, TABLE, 16 * len(descriptors), INDIRECT, 0)
+    for i, descriptor in enumerate(descriptors):
+        r.driver.descriptor(i, *descriptor)
+    r.start(handler)
+    r.driver.publish(7 if indirect else 0)
+    r.driver.kick()
+    wait_for(lambda: r.state.completed == 1)
+    r.park()
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize("prefix", [False, True])

@@ -297,6 +297,8 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 	request.arg = (const uint8_t *)scratch->request;
 	request.reply = (uint8_t *)scratch->reply;
 	result = read_request(core, &request, &row);
+	if (chain->fault)
+		result = -EFAULT;
 	if (!row)
 		return answer(chain, request.header.unique, NULL, result);
 	if (!(row->flags & NO_REPLY) && chain->out_len < sizeof(struct fuse_out_header))

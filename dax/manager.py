@@ -185,6 +185,11 @@ class Manager:
         if self._begun:
             self._begun.token = None
 
+    @property
+    def mapping(self) -> Mapping | None:
+        """What the step under way maps."""
+        return self._sent.mapping if isinstance(self._sent, Map) else None
+
     def files(self) -> set[int]:
         """Files whose descriptors are needed, now or for what is asked."""
         coming = (

@@ -114,6 +114,10 @@ class Window:
         found = (self._mappings[each] for each in self._offsets[first:last])
         return tuple(mapping for mapping in found if mapping.end > offset)
 
+    def at(self, offset: int) -> Mapping | None:
+        """The mapping that starts at `offset`."""
+        return self._mappings.get(offset)
+
     def is_doubtful(self, offset: int) -> bool:
         """Whether a doubtful mapping starts at `offset`."""
         return offset in self._doubtful

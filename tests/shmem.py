@@ -42,6 +42,7 @@ from vhost.message import (
 PAGE = mmap.PAGESIZE
 BAR = 1 << 36  # guest address of region 0; the others follow at this distance
 BASELINE = 8  # regions QEMU puts in one SET_MEM_TABLE; with more it sends none
+SLOTS = 512  # regions at most, where memory has slots; with more QEMU ends itself
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -167,6 +168,7 @@ class ShmemFrontEnd(FrontEnd):
         self.late = 0  #: requests that came while it was not: each a crash of QEMU's
         self.handled: list[tuple[BackendRequest, SharedMapping, str]] = []  #: and why it was refused, or nothing
         self.withdrawn = 0  #: requests whose rest made them unknown ones
+        self.dangling = 0  #: mappings in memory slots that a reset dropped: with any, QEMU crashes at the next start
         self._begun: tuple[bytes, list[int]] | None = None
         self._loop: threading.Thread | None = None
         self._failed: BaseException | None = None
@@ -314,10 +316,10 @@ class ShmemFrontEnd(FrontEnd):
     def _forget(self, mapped: Mapped) -> None:
         self.regions.remove(mapped)  # type: ignore[arg-type]
         if mapped.wire in self._announced:
+            self.dangling += not self.running
             self._announced.remove(mapped.wire)
             self.tell(Request.REM_MEM_REG, SingleRegion(mapped.wire))
-        else:
-            self._share()
+        self._share()
         mapped.close()
 
     def _share(self) -> None:
@@ -325,9 +327,22 @@ class ShmemFrontEnd(FrontEnd):
             self.share_memory()
 
     def share_memory(self) -> None:
-        slots = self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS
-        if slots or len(self.regions) <= BASELINE:
+        if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            assert len(self.regions) <= SLOTS
+            self._add_regions()
+        elif len(self.regions) <= BASELINE:
             super().share_memory()
+
+    def _add_regions(self) -> None:
+        """In the order of guest addresses. With what is refused it ends, and tries again at the next change."""
+        for region in sorted(self.regions, key=lambda region: region.wire.guest_addr):
+            if region.wire not in self._announced:
+                try:
+                    self.tell(Request.ADD_MEM_REG, SingleRegion(region.wire), [region.fd])
+                except OSError:
+                    assert self.running, "QEMU does not start a device that refuses memory"
+                    return
+                self._announced.append(region.wire)
 
     def _answer(self, request: BackendRequest, flags: int, value: int) -> None:
         """QEMU looks at the flag alone, not at what was negotiated."""

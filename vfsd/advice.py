@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from vfsd.config import Config
 from vfsd.facts import Facts
+from vfsd.window import SLOTS_SIZE
 
 
 def warnings(config: Config, facts: Facts) -> Iterator[str]:
@@ -18,4 +19,9 @@ def warnings(config: Config, facts: Facts) -> Iterator[str]:
             f"--security-label=always: a file made in {config.shared_dir} can't be given {config.label.decode()}, so a "
             "guest with SELinux can make none: use --security-label=auto, or --xattrmap=selinux to keep labels under "
             "another name"
+        )
+    if config.dax_window > SLOTS_SIZE:
+        yield (
+            f"--dax-window={config.dax_window}: a guest that is paused with more than seven ranges mapped loses the "
+            "share, since QEMU has no memory slots for all of a window of more than 512M; give it 512M to pause it"
         )

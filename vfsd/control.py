@@ -215,7 +215,7 @@ class Control:
             return
         if self._device.mapping and backend.channel:
             backend.channel.resume()
-            window.resume(paused=stops != self._stops)
+            window.resume(backend.memory, paused=stops != self._stops)
         else:
             window.forget()
             self._tell_no_window()
@@ -251,6 +251,7 @@ class Control:
         return None
 
     def _start(self, backend: Backend) -> None:
+        backend.memory.settle()
         self._resume_window(backend)
         spec = worker.Spec(
             self._share,

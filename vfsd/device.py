@@ -3,21 +3,24 @@
 Rule 1. All that a guest's mount consists of lies in the arenas here, and in the descriptors they record.
 """
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Any
 
+from vfsd import padded
 from vfsd._fuse import ffi, lib
 from vfsd.advice import warnings
 from vfsd.config import Config
 from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
-from vfsd.window import REGION, Window
+from vfsd.window import REGION, SLOTS_SIZE, Window
 from vhost.arena import Arena
 from vhost.device import Refused
-from vhost.message import Feature, ProtocolFeature
+from vhost.message import Feature, MemoryRegion, ProtocolFeature
 
 log = logging.getLogger("vfsd.device")
 
@@ -56,8 +59,8 @@ class FsDevice:
         self.shared_memory: Mapping[int, int] = {REGION: window.size} if window else {}
         if window:
             self.protocol_features |= ProtocolFeature.SHMEM
-            # A reset with live mappings crashes QEMU where memory has slots.
-            self.protocol_features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+            if window.size > SLOTS_SIZE:
+                self.protocol_features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
         self.queues = QUEUES
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
@@ -102,6 +105,19 @@ class FsDevice:
 
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("the configuration space of a file-system device is read-only")
+
+    def is_mapping(self, region: MemoryRegion, fd: int) -> bool:
+        """Every vfsd maps files that seem to have no end."""
+        try:
+            mapping = os.fstat(fd).st_size >= padded.SIZE
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            # The process that opened it has ended.
+            return True
+        if mapping and self._window:
+            self._window.learn(region, fd)
+        return mapping
 
     def quiesce(self) -> None:
         self._park()

@@ -26,12 +26,22 @@ from dax.window import Map, Mapping, Range, Step
 from dax.window import Window as Ranges
 from vfsd._fuse import ffi, lib
 from vfsd.padded import Padded
+from vfsd.placing import Placing
 from vhost.channel import BackendChannel
+from vhost.memory import GuestMemory
+from vhost.message import MemoryRegion
 
 log = logging.getLogger("vfsd.window")
 
 #: The shared memory region of a virtio file-system device that is its window (virtio 1.3, section 5.11.5).
 REGION = 0
+#: Bytes of the largest window that leaves QEMU's 512 memory slots enough for half as much again, and for memory: Linux
+#: maps ranges of 2 MiB. With more regions, QEMU ends itself where a device uses slots (hw/virtio/vhost-user.c,
+#: vhost_user_add_remove_regions).
+SLOTS_SIZE = 512 << 20
+#: The number of the file that is mapped for a moment so that the front-end tells where the window lies, and its bytes.
+PROBE = 0
+PROBE_SIZE = 4096
 QUESTION = ffi.sizeof("struct window_question")
 #: Bytes of a question at most: one, and all the ranges that a request can hold (vfsd/fuse/internal.h, REQUEST_MAX).
 QUESTION_MAX = QUESTION + (1 << 17)
@@ -49,6 +59,10 @@ class Window:
         self._files: dict[int, int] = {}
         self._asked: dict[int, int] = {}
         self._count = count(1)
+        self._probe = self._open_probe()
+        self._probed = False
+        self._memory: GuestMemory | None = None
+        self._running = False
         self._reset()
 
     @property
@@ -75,15 +89,34 @@ class Window:
         """For people."""
         return str(self._manager.statistics)
 
-    def resume(self, paused: bool) -> None:
-        """A worker starts. `paused`: rings were stopped meanwhile; a reset of the guest looks like that, too."""
+    def learn(self, region: MemoryRegion, fd: int) -> None:
+        """The front-end tells of a mapping in the file `fd`: one of ours, or of another device."""
+        under_way = [self._manager.mapping] if self._manager.mapping else []
+        mappings, known = self._manager.window.mappings, self._placing.known
+        self._placing.learn(region, fd, [*mappings, *under_way], self._running)
+        if not known:
+            self._touched.update(mapping.offset for mapping in mappings)
+
+    def resume(self, memory: GuestMemory, paused: bool) -> None:
+        """A worker starts on `memory`. `paused`: rings were stopped meanwhile; a reset of the guest looks like that,
+        too."""
         if paused:
             self._manager.doubt()
+        self._memory, self._running = memory, True
+        self._placing.start(memory, self._manager.window.mappings, paused)
+        # At a boot no other device has mapped anything: its mapping could be the only one that is told.
+        if (paused or not self._probed) and not self._placing.known:
+            self._probed = True
+            if not self._manager.window.overlapping(0, PROBE_SIZE):
+                self._keep(PROBE, os.dup(self._probe))
+                self._manager.ask(None, Setup(Mapping(0, PROBE_SIZE, PROBE, 0, writable=True)))
+                self._manager.ask(None, Remove(((0, PROBE_SIZE),)))
         self._manager.resume()
 
     def suspend(self) -> None:
         """No worker runs. Its questions go with it: those that are not begun, and the answers nobody reads. What it
         only told us of is not told again."""
+        self._running = False
         self._manager.suspend()
         for message in self._messages():
             if not ffi.from_buffer("struct window_question *", message).token:
@@ -104,6 +137,7 @@ class Window:
 
     def clear(self) -> None:
         """The front-end is gone, and all it had mapped."""
+        self._memory = None
         statistics = self._manager.statistics
         if statistics.maps:
             log.debug("the window's end: %s", statistics)
@@ -119,6 +153,17 @@ class Window:
         self._thrashing: set[int] = set()
         self._numbers.clear()
         self._asked.clear()
+        self._placing = Placing(self.size, self._files)
+        self._probed = False
+        #: Offsets at which something was mapped or unmapped.
+        self._touched: set[int] = set()
+
+    def _open_probe(self) -> int:
+        fd = os.memfd_create("vfsd-probe", os.MFD_CLOEXEC)
+        try:
+            return self.padded.open(fd)
+        finally:
+            os.close(fd)
 
     def _messages(self) -> Iterator[bytes]:
         """What workers have sent."""
@@ -180,14 +225,15 @@ class Window:
             if channel:
                 self._send(channel, step)
                 break
-            self._manager.answered(False)
+            self._answered(step, False)
+        self._place()
         for done in self._manager.finished():
             self._answer(done.token, done.error)
         self._close_unused()
 
     def _send(self, channel: BackendChannel, step: Step) -> None:
         def done(accepted: bool) -> None:
-            self._manager.answered(accepted)
+            self._answered(step, accepted)
             self._go_on(channel)
 
         def settle(accepted: bool) -> None:
@@ -201,6 +247,18 @@ class Window:
             channel.shmem_map(REGION, fd, mapping.file_offset, step.offset, step.length, mapping.writable, settle)
         else:
             channel.shmem_unmap(REGION, step.offset, step.length, done)
+
+    def _answered(self, step: Step, accepted: bool) -> None:
+        self._manager.answered(accepted)
+        self._touched.add(step.offset)
+
+    def _place(self) -> None:
+        """Has what changed in the window change in the guest's memory, before anybody is told that it is done. If the
+        worker ends by this, nobody is told: what it asked for is asked again."""
+        touched, self._touched = self._touched, set()
+        for offset in touched:
+            if self._memory:
+                self._placing.update(self._memory, offset, self._manager.window.at(offset))
 
     def _answer(self, token: int, error: int) -> None:
         nodeid = self._asked.pop(token)

@@ -6,11 +6,10 @@ from vfsd.option import Option
 WINDOW = (
     Option(
         "--dax-window",
-        "Give the guest a window of this size, a power of two as 1G, into which it maps files instead of reading and "
-        "writing them: no request, and no second copy in the guest's memory. Experimental: a guest with many mappings "
-        "does not come back from a pause. It takes --tag, root, Linux 6.9, QEMU 11.1 with its "
-        "vhost-user-test-device-pci and a guest that has FUSE_DAX (docs/dax.md); vfsd-guest --dax-window knows how "
-        "(vfsd only)",
+        "Give the guest a window of this size, a power of two as 512M, into which it maps files instead of reading and "
+        "writing them: no request, and no second copy in the guest's memory. With more than 512M a guest can't be "
+        "paused. It takes --tag, root, Linux 6.9, QEMU 11.1 with its vhost-user-test-device-pci and a guest that has "
+        "FUSE_DAX (docs/dax.md); vfsd-guest --dax-window knows how (vfsd only)",
         *("dax_window", "SIZE"),
         convert=values.window_size,
         default="no window",

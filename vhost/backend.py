@@ -68,7 +68,7 @@ class Backend:
         inflight.clear()
         self.device = device
         self.features = 0  #: virtio features negotiated
-        self.memory = GuestMemory(table, device.quiesce)
+        self.memory = GuestMemory(table, device.quiesce, device.is_mapping)
         self.vrings = [Vring(index, states) for index in range(device.queues)]
         self.inflight = InflightRegions(inflight, device.queues)
         self.log = DirtyLog()
@@ -198,7 +198,7 @@ class Backend:
                 self.device.quiesce()
             result = getattr(self, row.method)(*arguments)
         except Refused as refusal:
-            logger.warning("%s refused: %s", row.name, str(refusal))
+            logger.log(logging.DEBUG if refusal.routine else logging.WARNING, "%s refused: %s", row.name, str(refusal))
             self._send(self._endpoint.reply(message, None) if row.reply else self._endpoint.acknowledge(message, True))
         except RemoteProtocolError:
             self._send(self._endpoint.acknowledge(message, True))
@@ -319,7 +319,7 @@ class Backend:
         return U64(MAX_SLOTS)
 
     def add_mem_reg(self, single: SingleRegion, fds: list[int]) -> None:
-        self.memory.add(single.region, fds)
+        self.memory.add(single.region, fds, any(vring.started for vring in self.vrings))
 
     def rem_mem_reg(self, single: SingleRegion, fds: list[int]) -> None:
         self.memory.remove(single.region)

@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from .message import MemoryRegion
+
 
 class Refused(Exception):  # noqa: N818 (an answer)
-    """A device refuses a request. The front-end is told, and the connection goes on."""
+    """A request is refused. The front-end is told, and the connection goes on. `routine`: that is no news."""
+
+    def __init__(self, reason: str, routine: bool = False) -> None:
+        super().__init__(reason)
+        self.routine = routine
 
 
 class Device(Protocol):
@@ -22,6 +28,10 @@ class Device(Protocol):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises Refused."""
+
+    def is_mapping(self, region: MemoryRegion, fd: int) -> bool:
+        """Whether what the front-end tells of as memory, in the file `fd`, is a mapping in a shared memory region: of
+        this device, or of another one of the same machine."""
 
     def quiesce(self) -> None:
         """Returns when no worker runs, every ring is parked, and each state record says where it is.

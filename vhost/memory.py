@@ -6,9 +6,10 @@ Rule 2. A region no worker has used comes and goes while rings run. What a worke
         as does a table that must be packed anew.
 Rule 3. A region's descriptor is closed only when no worker can map it any more: it was retired unused, or no worker
         runs.
+Rule 4. Mappings in shared memory regions (SHMEM_MAP) are left out of what the front-end tells. Those of our device are
+        shown by the device itself, which knows all of them; QEMU tells of few.
 """
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -18,11 +19,15 @@ from typing import Any
 
 from ._virtq import ffi, lib
 from .arena import Arena
+from .device import Refused
 from .message import SHARE_ON, MemoryRegion
 from .protocol import RemoteProtocolError, close_all
 
 MAX_SLOTS = 512  # what GET_MAX_MEM_SLOTS answers: QEMU uses no more (VHOST_USER_MAX_RAM_SLOTS)
-CAPACITY = 1024  # records of the table, so that retired ones rarely force it to be packed
+CAPACITY = 4096  # records of the table, so that retired ones rarely force it to be packed
+Place = tuple[int, int, int]  # guest address, user address, size
+Key = tuple[MemoryRegion, int, int]  # and identity of the file
+NO_FILE = (-1, -1)  # in place of that of a mapping, of which there is only one at its address
 PAGE = 4096
 CHUNK = 1 << 16
 
@@ -44,19 +49,24 @@ class Region:
     fd: int
 
     @property
-    def key(self) -> tuple[MemoryRegion, int, int]:
+    def key(self) -> Key:
         return self.wire, self.device, self.inode
 
 
 class GuestMemory:
-    """The live regions, in the order of their appearance. `quiesce` returns when no worker runs."""
+    """The live regions, in the order of their appearance. `quiesce` returns when no worker runs, `is_mapping` is
+    Device.is_mapping."""
 
-    def __init__(self, arena: Arena, quiesce: Callable[[], None]) -> None:
+    def __init__(
+        self, arena: Arena, quiesce: Callable[[], None], is_mapping: Callable[[MemoryRegion, int], bool]
+    ) -> None:
         self._arena = arena
-        self._quiesce = quiesce
+        self._quiesce, self._is_mapping = quiesce, is_mapping
         self._records: list[Region] = []  # record n of the table, retired ones included
-        self._live: dict[tuple[MemoryRegion, int, int], int] = {}  # to the index of its record
-        self._pack([])
+        self._told: dict[Key, int] = {}  # what the front-end has told of, to the index of its record
+        self._shown: dict[Key, int] = {}  # what the device shows
+        self._mappings: set[Place] = set()  # what the front-end has added, and is left out
+        self._pack([], [])
 
     @property
     def table(self) -> Any:
@@ -65,10 +75,11 @@ class GuestMemory:
 
     @property
     def regions(self) -> list[Region]:
-        return [self._records[index] for index in self._live.values()]
+        """What the front-end has told of."""
+        return [self._records[index] for index in self._told.values()]
 
     def descriptors(self) -> set[int]:
-        return {region.fd for region in self.regions}
+        return {self._records[index].fd for index in (*self._told.values(), *self._shown.values())}
 
     def set_table(self, wires: Sequence[MemoryRegion], fds: list[int]) -> None:
         """SET_MEM_TABLE: makes these regions the live ones. Pops from `fds` what it keeps.
@@ -77,32 +88,70 @@ class GuestMemory:
         """
         if not wires:
             raise RemoteProtocolError("SET_MEM_TABLE holds no memory region")
-        wanted = [_examine(wire, fd) for wire, fd in zip(wires, fds, strict=True)]
+        told = [(wire, fd) for wire, fd in zip(wires, fds, strict=True) if not self._is_mapping(wire, fd)]
+        wanted = [_examine(wire, fd) for wire, fd in told]
         _check_apart(wanted)
-        self._change(wanted, fds)
+        keys = {region.key for region in wanted}
+        new = [region for region in wanted if region.key not in self._told]
+        self._tell(new, [region for region in self.regions if region.key not in keys], fds)
 
-    def add(self, wire: MemoryRegion, fds: list[int]) -> None:
-        """ADD_MEM_REG: adds one region. Pops its descriptor. Raises RemoteProtocolError, with nothing changed."""
-        wanted = [*self.regions, _examine(wire, fds[0])]
-        if len(wanted) > MAX_SLOTS:
+    def add(self, wire: MemoryRegion, fds: list[int], running: bool = False) -> None:
+        """ADD_MEM_REG: adds one region. Pops its descriptor. `running`: a ring is started.
+
+        Raises RemoteProtocolError or Refused, with nothing changed.
+        """
+        if self._is_mapping(wire, fds[0]):
+            # QEMU crashes when the device starts after a reset that dropped a mapping it had added: it looks in vain
+            # for the memory it was (hw/virtio/vhost-user.c, send_remove_regions). It forgets what was refused, and
+            # goes on; but with a refusal at the start, it would not start the device.
+            if running:
+                raise Refused(f"a mapping in shared memory: {_describe(wire)}", routine=True)
+            self._mappings.add(_place(wire))
+            return
+        region, told = _examine(wire, fds[0]), self.regions
+        if len(told) >= MAX_SLOTS:
             raise RemoteProtocolError(f"ADD_MEM_REG: the table has room for {MAX_SLOTS} memory regions, all in use")
-        _check_apart(wanted)
-        self._change(wanted, fds)
+        _check_apart([*told, region])
+        self._tell([region], [], fds)
 
     def remove(self, wire: MemoryRegion) -> None:
         """REM_MEM_REG: removes the region with this guest address, user address and size.
 
         Raises RemoteProtocolError when there is none.
         """
-        wanted = [region for region in self.regions if not _same_place(region.wire, wire)]
-        if len(wanted) == len(self._live):
+        place = _place(wire)
+        if place in self._mappings:
+            self._mappings.remove(place)
+            return
+        gone = [region for region in self.regions if _place(region.wire) == place]
+        if not gone:
             raise RemoteProtocolError(f"REM_MEM_REG names no live region: {_describe(wire)}")
-        self._change(wanted, [])
+        self._tell([], gone, [])
+
+    def show(self, wire: MemoryRegion, fd: int) -> None:
+        """The device has this mapping in the file `fd`, which stays the caller's. Where the front-end has told of
+        memory, that is what is there."""
+        if not any(_overlap(wire, region.wire) for region in self.regions):
+            self._change(self._shown, [Region(wire, *NO_FILE, os.dup(fd))], [])
+
+    def hide(self, wire: MemoryRegion) -> None:
+        """The device has it no more. `quiesce` was called if a worker had used it."""
+        if (index := self._shown.get((wire, *NO_FILE))) is not None:
+            self._change(self._shown, [], [self._records[index]])
+
+    def settle(self) -> None:
+        """No worker runs: what the last one has used is not used any more, and what is changed before the next one
+        starts needs no `quiesce`."""
+        if len(self._records) > CAPACITY // 2:
+            self._repack()
+        for index in (*self._told.values(), *self._shown.values()):
+            self.table.regions[index].used = 0
 
     def clear(self) -> None:
         """Forgets everything. No worker may run."""
-        fds = [region.fd for region in self.regions]
-        self._pack([])
+        fds = list(self.descriptors())
+        self._mappings.clear()
+        self._pack([], [])
         close_all(fds)
 
     def holds(self, user_addr: int) -> bool:
@@ -123,39 +172,42 @@ class GuestMemory:
                 return _is_zero(region, offset // PAGE * PAGE, PAGE) and _is_zero(regions[0], 0, 2 << 20)
         return False
 
-    def _change(self, wanted: list[Region], fds: list[int]) -> None:
-        """Makes `wanted` the live regions and pops the descriptors of the new ones from `fds`."""
-        keys = {region.key for region in wanted}
-        new = [region for region in wanted if region.key not in self._live]
-        gone = [index for key, index in self._live.items() if key not in keys]
+    def _tell(self, new: list[Region], gone: list[Region], fds: list[int]) -> None:
+        """Changes what is told. Pops the descriptors of the new regions from `fds`."""
         for region in new:
             fds.remove(region.fd)
-        stale = [self._records[index].fd for index in gone]
-        used = any(self.table.regions[index].used for index in gone)
+        shown = [self._records[index] for index in self._shown.values()] if new else []
+        hidden = [each for each in shown if any(_overlap(each.wire, region.wire) for region in new)]
+        self._change(self._shown, [], hidden)
+        self._change(self._told, new, gone)
+
+    def _change(self, live: dict[Key, int], new: list[Region], gone: list[Region]) -> None:
+        """Has regions come into `live`, one of the two kinds, and others leave it."""
+        indexes = [live.pop(region.key) for region in gone]
+        used = any(self.table.regions[index].used for index in indexes)
         full = len(self._records) + len(new) > CAPACITY
         # A region may become used between that look and memory_retire, which then says so.
-        if used or full or any(lib.memory_retire(self.table, index) for index in gone):
-            self._repack(wanted)
-        else:
-            for index in gone:
-                del self._live[self._records[index].key]
-            for region in new:
-                self._append(region)
-        close_all(stale)
+        if used or full or any(lib.memory_retire(self.table, index) for index in indexes):
+            self._quiesce()
+            self._repack()
+        for region in new:
+            self._append(live, region)
+        close_all([region.fd for region in gone])
 
-    def _repack(self, wanted: list[Region]) -> None:
-        self._quiesce()
-        self._pack([self._records[self._live[region.key]] if region.key in self._live else region for region in wanted])
+    def _repack(self) -> None:
+        self._pack(*([self._records[index] for index in live.values()] for live in (self._told, self._shown)))
 
-    def _pack(self, regions: list[Region]) -> None:
+    def _pack(self, told: list[Region], shown: list[Region]) -> None:
         """Writes the table from scratch. No worker may run."""
         self._arena.clear()
         self.table.capacity = CAPACITY
-        self._records, self._live = [], {}
-        for region in regions:
-            self._append(region)
+        self._records = []
+        for live, regions in ((self._told, told), (self._shown, shown)):
+            live.clear()
+            for region in regions:
+                self._append(live, region)
 
-    def _append(self, region: Region) -> None:
+    def _append(self, live: dict[Key, int], region: Region) -> None:
         record = ffi.new("struct memory_region *")
         record.guest_addr = region.wire.guest_addr
         record.user_addr = region.wire.user_addr
@@ -164,7 +216,7 @@ class GuestMemory:
         record.fd = region.fd
         if error := lib.memory_append(self.table, record):
             raise AssertionError(f"memory_append: {os.strerror(-error)}: {_describe(region.wire)}")
-        self._live[region.key] = len(self._records)
+        live[region.key] = len(self._records)
         self._records.append(region)
 
 
@@ -176,13 +228,7 @@ def _examine(wire: MemoryRegion, fd: int) -> Region:
         raise RemoteProtocolError(f"a memory region wraps around the address space: {_describe(wire)}")
     if wire.mmap_offset + wire.size > 1 << 63:
         raise RemoteProtocolError(f"a memory region lies outside of any file: {_describe(wire)}")
-    try:
-        file = os.fstat(fd)
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        # On a FUSE mount whose server has ended. What QEMU has mapped is still guest memory, and we can map it, too.
-        return Region(wire, 0, 0, fd)
+    file = os.fstat(fd)
     # A character device (/dev/dax) has no size to compare with.
     if not stat.S_ISCHR(file.st_mode) and wire.mmap_offset + wire.size > file.st_size:
         raise RemoteProtocolError(f"a memory region exceeds its file of {file.st_size} bytes: {_describe(wire)}")
@@ -197,8 +243,12 @@ def _check_apart(regions: list[Region]) -> None:
             raise RemoteProtocolError(f"memory regions overlap: {_describe(low)} and {_describe(high)}")
 
 
-def _same_place(a: MemoryRegion, b: MemoryRegion) -> bool:
-    return (a.guest_addr, a.user_addr, a.size) == (b.guest_addr, b.user_addr, b.size)
+def _overlap(a: MemoryRegion, b: MemoryRegion) -> bool:
+    return a.guest_addr < b.guest_addr + b.size and b.guest_addr < a.guest_addr + a.size
+
+
+def _place(wire: MemoryRegion) -> Place:
+    return wire.guest_addr, wire.user_addr, wire.size
 
 
 def _describe(wire: MemoryRegion) -> str:

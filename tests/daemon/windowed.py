@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.daemon.daemon import Daemon
-from tests.fuseclient import NO_HANDLE, ROOT, FuseClient
-from tests.shmem import PAGE, ShmemFrontEnd
+from tests.driver import Buffer
+from tests.fuseclient import HEADER, NO_HANDLE, REPLY_HEADER, ROOT, FuseClient, pack, unpack
+from tests.shmem import BAR, PAGE, ShmemFrontEnd
 from vfsd._fuse import lib
 from vhost.message import BackendRequest, SharedMapping
 
@@ -53,6 +54,9 @@ class Guest:
         self.fe.start()
         self.client = FuseClient(self.exchange)
         self.client.init(flags=FLAGS)
+        # The daemon has mapped something to learn where the window lies.
+        self.fe.handled.clear()
+        self.fe.received = 0
 
     def close(self) -> None:
         self.fe.close()
@@ -65,6 +69,24 @@ class Guest:
         if disturb:
             disturb()
         return self.fe.queue(1).wait(head).data
+
+    def write_out_of_window(self, nodeid: int, fh: int, offset: int, size: int, at: int) -> int:
+        """WRITE of what lies at `at` of the window, straight from there: the errno."""
+        queue, unique = self.fe.queue(1), next(self.client.uniques)
+        body = pack("fuse_write_in", fh=fh, offset=offset, size=size)
+        length = HEADER + len(body) + size
+        head = pack("fuse_in_header", len=length, opcode=lib.FUSE_WRITE, unique=unique, nodeid=nodeid) + body
+        request, reply = queue.allocator.allocate(len(head)), queue.allocator.allocate(REPLY_HEADER + 8)
+        queue.memory.write(request, head)
+        chain = queue.add_buffers(
+            [Buffer(request, len(head)), Buffer(BAR + at, size)], [Buffer(reply, REPLY_HEADER + 8)],
+            owned=[request, reply],
+        )  # fmt: skip
+        queue.kick()
+        data = queue.wait(chain).data
+        out = unpack("fuse_out_header", data)
+        assert out.unique == unique and (out.error or unpack("fuse_write_out", data[REPLY_HEADER:]).size == size)
+        return -out.error
 
     def caught(self, what: Callable[[], object]) -> Callable[[], None]:
         """A disturbance: does `what` while the daemon's next question is held back, or, if none comes, anyway."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ops.mount import Mount, share
+from tests.ops.windowed import Worker
 from vfsd.settings import Settings
 
 
@@ -22,3 +23,11 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert [record.message for record in caplog.get_records("call") if record.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.window.clear()
+    assert worker.files() == []

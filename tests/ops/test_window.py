@@ -2,128 +2,12 @@
 
 import errno
 import os
-import struct
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from tests.fuseclient import pack, unpack
+from tests.fuseclient import pack
+from tests.ops.windowed import PAGE, RANGE, Channel, Worker, mapped
 from vfsd._fuse import lib
-from vfsd.window import REGION, Window
-
-SIZE = 4 << 20
-RANGE = 2 << 20
-PAGE = 4096
-ANSWER = len(pack("window_answer"))
-
-
-class Channel:
-    """A front-end that is asked, and answers when told to. CONFIG_CHANGE_MSG is ("settle",)."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.done: list[Callable[[bool], None]] = []
-
-    def shmem_map(
-        self, region: int, fd: int, file_offset: int, offset: int, length: int, writable: bool,
-        done: Callable[[bool], None],
-    ) -> None:  # fmt: skip
-        assert (region, writable) == (REGION, True)
-        self._ask(("map", os.readlink(f"/proc/self/fd/{fd}"), file_offset, offset, length), done)
-
-    def shmem_unmap(self, region: int, offset: int, length: int, done: Callable[[bool], None]) -> None:
-        assert region == REGION
-        self._ask(("unmap", offset, length), done)
-
-    def config_changed(self, done: Callable[[bool], None]) -> None:
-        self._ask(("settle",), done)
-
-    def _ask(self, what: tuple[Any, ...], done: Callable[[bool], None]) -> None:
-        assert not self.done, "one at a time"
-        self.asked.append(what)
-        self.done.append(done)
-
-    def answer(self, accepted: bool = True) -> None:
-        self.done.pop()(accepted)
-
-    def answer_all(self) -> None:
-        while self.done:
-            self.answer()
-
-
-class Padded:
-    def __init__(self) -> None:
-        self.flushed = 0
-
-    def flush(self) -> None:
-        self.flushed += 1
-
-
-class Worker:
-    """The window, a worker's end of its socket, and files that are open as a worker hands them over."""
-
-    def __init__(self) -> None:
-        self.before = set(os.listdir("/proc/self/fd"))
-        self.padded, self.channel = Padded(), Channel()
-        self.window = Window(SIZE, self.padded)  # type: ignore[arg-type]
-        self.window.resume(paused=False)
-        self.token = 0
-
-    def ask(self, kind: int, name: str = "", tail: bytes = b"", token: int | None = None, **fields: int) -> int:
-        self.token += 1
-        token = self.token if token is None else token
-        fd = os.memfd_create(name, os.MFD_CLOEXEC) if name else -1
-        os.write(self.window.worker_socket, pack("window_question", token=token, kind=kind, fd=fd, **fields) + tail)
-        return token
-
-    def setup(self, nodeid: int, offset: int, file_offset: int = 0, length: int = PAGE, name: str = "") -> int:
-        return self.ask(
-            lib.WINDOW_SETUP, name or f"file{nodeid}", nodeid=nodeid, offset=offset, file_offset=file_offset,
-            length=length,
-        )  # fmt: skip
-
-    def remove(self, *ranges: tuple[int, int]) -> int:
-        return self.ask(lib.WINDOW_REMOVE, tail=b"".join(struct.pack("=QQ", *each) for each in ranges))
-
-    def work(self) -> None:
-        self.window.work(self.channel)  # type: ignore[arg-type]
-
-    def done(self) -> None:
-        self.work()
-        self.channel.answer_all()
-
-    def answers(self) -> list[tuple[int, int]]:
-        """(token, error)."""
-        return [(answer.token, answer.error) for answer in self.all_answers()]
-
-    def all_answers(self) -> list[Any]:
-        found = []
-        try:
-            while True:
-                found.append(unpack("window_answer", os.read(self.window.worker_socket, ANSWER)))
-        except BlockingIOError:
-            return found
-
-    def files(self) -> list[str]:
-        """What is open of the files."""
-        links = (f"/proc/self/fd/{fd}" for fd in set(os.listdir("/proc/self/fd")) - self.before)
-        found = [os.readlink(link) for link in links if os.path.lexists(link)]
-        return sorted(name.removeprefix("/memfd:").split(" ")[0] for name in found if name.startswith("/memfd:"))
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.window.clear()
-    assert worker.files() == []
-    worker.window._socket.close()
-    worker.window._theirs.close()
-
-
-def mapped(name: str, file_offset: int, offset: int, length: int = PAGE) -> list[tuple[Any, ...]]:
-    return [("map", f"/memfd:{name} (deleted)", file_offset, offset, length), ("settle",)]
 
 
 def test_a_mapping_is_answered_when_it_is_in_force(worker: Worker) -> None:
@@ -221,7 +105,7 @@ def test_a_worker_that_ends(worker: Worker) -> None:
     assert worker.files() == ["file6", "file7"]
     worker.channel.answer_all()
     assert worker.channel.asked[-2:] == mapped("file7", 0, 0), "nothing more while no worker runs"
-    worker.window.resume(paused=False)
+    worker.resume()
     assert worker.answers() == []
     worker.done()
     assert worker.channel.asked[-1] == ("unmap", 6 * PAGE, PAGE) and worker.files() == ["file7"]
@@ -244,7 +128,7 @@ def test_after_a_pause_nothing_is_relied_on(worker: Worker, gone: bool) -> None:
     worker.setup(7, 0)
     worker.done()
     worker.window.suspend()
-    worker.window.resume(paused=True)
+    worker.resume(paused=True)
     token = worker.setup(7, 0)
     worker.channel.asked.clear()
     worker.work()
@@ -274,7 +158,7 @@ def test_a_front_end_that_leaves(worker: Worker) -> None:
     worker.window.clear()
     assert worker.files() == [] and not worker.window.descriptors()
     worker.channel = Channel()
-    worker.window.resume(paused=False)
+    worker.begin()
     token = worker.setup(8, PAGE)
     worker.done()
     assert worker.channel.asked == mapped("file8", 0, PAGE) and worker.answers() == [(token, 0)]

@@ -44,6 +44,9 @@ class RecordingDevice:
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("nothing in the configuration space can be written")
 
+    def is_mapping(self, region: MemoryRegion, fd: int) -> bool:
+        return False
+
     def quiesce(self) -> None:
         self.calls.append("quiesce")
 

@@ -13,7 +13,7 @@ from vhost._virtq import ffi, lib
 from vhost.backend import Backend, Disconnected, Refused
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
-from vhost.message import Feature
+from vhost.message import Feature, MemoryRegion
 from vhost.protocol import RemoteProtocolError
 from vhost.vring import state_arena
 
@@ -72,6 +72,9 @@ class EchoDevice:
 
     def write_config(self, offset: int, data: bytes) -> None:
         raise Refused("there is no configuration space")
+
+    def is_mapping(self, region: MemoryRegion, fd: int) -> bool:
+        return False
 
     def quiesce(self) -> None:
         if not self._running:

@@ -11,12 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.vhost.examples import is_open
 from vhost import memory as memory_module
 from vhost._virtq import lib
+from vhost.device import Refused
 from vhost.memory import GuestMemory, table_arena
 from vhost.message import MemoryRegion
 from vhost.protocol import RemoteProtocolError, close_all
 
 PAGE = 4096
 USER = 0x7F00_0000_0000
+#: Descriptors of files that are mapped in shared memory.
+MAPPED: set[int] = set()
 
 
 class Quiesce:
@@ -34,11 +37,16 @@ def quiesce() -> Quiesce:
     return Quiesce()
 
 
+def is_mapping(region: MemoryRegion, fd: int) -> bool:
+    return fd in MAPPED
+
+
 @pytest.fixture
 def memory(quiesce: Quiesce):
-    memory = GuestMemory(table_arena(), quiesce)
+    memory = GuestMemory(table_arena(), quiesce, is_mapping)
     yield memory
     memory.clear()
+    MAPPED.clear()
 
 
 def file(pages: int = 64) -> int:
@@ -194,6 +202,89 @@ def test_slots_are_bounded(memory: GuestMemory) -> None:
     close_all(fds)
 
 
+# Mappings in shared memory.
+
+
+def mapped() -> int:
+    """A file that is mapped there."""
+    fd = file()
+    MAPPED.add(fd)
+    return fd
+
+
+def test_mappings_are_left_out_of_what_is_told(memory: GuestMemory) -> None:
+    fds = [file(), mapped(), mapped()]
+    memory.set_table([region(0), region(16)], fds[:2])
+    assert live(memory) == [region(0)]
+    memory.add(region(32), fds[2:])
+    assert live(memory) == [region(0)]
+    memory.remove(region(32))
+    with pytest.raises(RemoteProtocolError, match="names no live region"):
+        memory.remove(region(32))
+    close_all(fds[1:])
+
+
+def test_a_mapping_is_refused_while_rings_run(memory: GuestMemory) -> None:
+    memory.set_table([region(0)], [file()])
+    fds = [mapped()]
+    with pytest.raises(Refused) as caught:
+        memory.add(region(16), fds, running=True)
+    assert caught.value.routine and len(fds) == 1 and live(memory) == [region(0)]
+    with pytest.raises(RemoteProtocolError, match="names no live region"):
+        memory.remove(region(16))
+    memory.add(region(32), [file()], running=True)
+    close_all(fds)
+
+
+def test_what_the_device_shows_comes_and_goes(memory: GuestMemory, quiesce: Quiesce) -> None:
+    fd = file()
+    memory.set_table([region(0)], [file()])
+    for page in (16, 17):
+        memory.show(region(page), fd)
+    assert live(memory) == [region(0), region(16), region(17)] and memory.regions[0].wire == region(0)
+    memory.set_table([region(1)], [file()])
+    assert live(memory) == [region(16), region(17), region(1)], "what is told anew is none of it"
+    with pytest.raises(RemoteProtocolError, match="names no live region"):
+        memory.remove(region(16))
+    memory.hide(region(16))
+    assert quiesce.calls == 0 and live(memory) == [region(17), region(1)]
+    use(memory, region(17))
+    memory.hide(region(17))
+    assert quiesce.calls == 1 and live(memory) == [region(1)]
+    memory.hide(region(17))
+    assert is_open(fd)
+    os.close(fd)
+
+
+def test_nothing_is_used_where_no_worker_runs(memory: GuestMemory, quiesce: Quiesce) -> None:
+    fd = file()
+    memory.set_table([region(0)], [file()])
+    for _ in range(memory_module.CAPACITY // 2 + 10):
+        memory.show(region(16), fd)
+        memory.hide(region(16))
+    memory.show(region(16), fd)
+    use(memory, region(16))
+    use(memory, region(0))
+    memory.settle()
+    assert memory.table.count == 2
+    memory.hide(region(16))
+    memory.set_table([region(1)], [file()])
+    assert live(memory) == [region(1)] and quiesce.calls == 0
+    os.close(fd)
+
+
+def test_told_memory_wins(memory: GuestMemory) -> None:
+    fd = file()
+    memory.set_table([region(0, 2)], [file()])
+    memory.show(region(1, 2), fd)
+    assert live(memory) == [region(0, 2)]
+    memory.show(region(8, 2), fd)
+    memory.add(region(9), [file()])
+    assert live(memory) == [region(0, 2), region(9)]
+    memory.hide(region(8, 2))
+    os.close(fd)
+
+
 def test_two_guest_addresses_may_show_the_same_memory(memory: GuestMemory) -> None:
     low, high = MemoryRegion(0, PAGE, USER, 0), MemoryRegion(1 << 32, PAGE, USER, 0)
     memory.set_table([low, high], [file(), file()])
@@ -233,7 +324,7 @@ class Messages(RuleBasedStateMachine):
         self.used: set[MemoryRegion] = set()
         self.model: dict[MemoryRegion, int] = {}  # to the file's number
         self.must_quiesce = False
-        self.memory = GuestMemory(table_arena(), self.quiesce)
+        self.memory = GuestMemory(table_arena(), self.quiesce, is_mapping)
         self.files = [file(), file()]
 
     def quiesce(self) -> None:

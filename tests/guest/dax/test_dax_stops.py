@@ -12,17 +12,16 @@ from tests.guest.conftest import KERNEL
 from tests.guest.dax.conftest import SCALE
 from tests.guest.dax.test_dax_pressure import prepare, sums
 from tests.guest.dax.windowed import MODEL, Windowed, until
-from vfsd.guest import Guest, Settings, Share
+from vfsd.guest import Guest, GuestError, Settings, Share
 
 #: More than any load takes: it ends when it is told, or with its guest.
 ENDLESS = 10**9
 
 
-@pytest.fixture(scope="module")
-def guest(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """A guest of these tests alone, which they may lose. Its window is fought for all the time, and never has more
-    mappings than QEMU can start a device with (below)."""
-    share = Share(tmp_path_factory.mktemp("share"), dax_window="8M", daemon_options=["--dax-policy=always"])
+@pytest.fixture
+def guest(settings: Settings, tmp_path: Path) -> Iterator[Guest]:
+    """A guest of one test alone, which it may lose. Its window, two thirds of what it works with, is fought for."""
+    share = Share(tmp_path, dax_window="32M", daemon_options=["--dax-policy=always"])
     with Guest(share, settings=settings, kernel_name=KERNEL) as booted:
         yield booted
 
@@ -49,8 +48,8 @@ def test_pauses_under_load(share: Windowed) -> None:
 
 
 def test_resets_under_load(share: Windowed) -> None:
-    """The guest boots anew, mounts, and finds what is on the host."""
-    for _ in range(2 * SCALE):
+    """The guest boots anew, mounts, and finds what is on the host; 20 times."""
+    for _ in range(20 * SCALE):
         prepare(share)
         share.start(MODEL, ENDLESS, prelude="")
         share.wait_for_load()
@@ -61,9 +60,28 @@ def test_resets_under_load(share: Windowed) -> None:
         assert share.run(MODEL, 300, prelude="").split() == sums(share)
 
 
+def test_a_reset_after_a_pause(share: Windowed) -> None:
+    """At the start after a pause QEMU insists on slots for what is mapped by then. When a reset drops such a mapping,
+    it looks for its memory in vain (hw/virtio/vhost-user.c, send_remove_regions), and crashes: a fault of its own that
+    we can't keep from it. An unmount before the reset can."""
+    share.fill("file", 8 << 20)
+    share.shell(f"cat {share.path}/file >/dev/null")
+    for unmount in (True, False):
+        share.guest.qmp("stop")
+        share.guest.qmp("cont")
+        if unmount:
+            share.shell(f"umount {share.path}")
+        try:
+            share.guest.reset()
+        except GuestError:
+            assert not unmount
+            pytest.xfail("QEMU 11.1 crashes over a reset with a mapping that it had before a pause")
+        share.shell(f"cat {share.path}/file >/dev/null")
+
+
 def test_a_pause_with_many_mappings(settings: Settings, tmp_path: Path) -> None:
-    """hw/virtio/vhost-user.c, vhost_user_fill_set_mem_table_msg: ENOBUFS. CONFIGURE_MEM_SLOTS would cure it, and have
-    QEMU crash over a reset with live mappings (vhost_user_add_remove_regions looks for memory that has gone)."""
+    """Without CONFIGURE_MEM_SLOTS QEMU starts no device beside more than 8 regions (hw/virtio/vhost-user.c,
+    vhost_user_fill_set_mem_table_msg: ENOBUFS)."""
     for number in range(8):
         (tmp_path / f"file{number}").write_bytes(bytes(4 << 20))
     share = Share(tmp_path, dax_window="64M", daemon_options=["--dax-policy=always"])
@@ -72,9 +90,6 @@ def test_a_pause_with_many_mappings(settings: Settings, tmp_path: Path) -> None:
         assert Windowed(guest, 0).statistics().mappings == 16
         guest.qmp("stop")
         guest.qmp("cont")
-        if "Error starting" in guest.report(100):
-            guest.close(1)
-            pytest.xfail("QEMU 11.1 starts no device beside more than 8 regions of memory, mappings included")
         assert guest.run("cat file* | wc -c", 20).text == str(32 << 20)
 
 
@@ -92,12 +107,7 @@ open("done", "x").close()
 """
     with Guest(share, settings=settings, kernel_name=KERNEL) as guest:
         windowed = Windowed(guest, 0)
-        command = windowed.start(program, "source")
-        until(lambda: (tmp_path / "done").exists() or "is broken" in guest.daemon.log.read_text())
-        if "is broken" in guest.daemon.log.read_text():
-            guest.close(1)
-            pytest.xfail("QEMU 11.1 tells of no more than 8 regions of memory: the address is one we do not know")
-        windowed.finish(command)
+        windowed.run(program, "source")
     source = (tmp_path / "source").read_bytes()
     pieces = [source[offset : offset + 8192] for offset in range(0, len(source), 2 << 20)]
     assert (tmp_path / "grown").read_bytes() == b"".join(pieces)

@@ -36,11 +36,12 @@ def children(pid: int) -> list[int]:
 
 
 def name(pid: int) -> str:
-    """As ps shows it; "" when the process has ended."""
+    """As ps shows it; "" when the process has ended, though its parent may not know yet."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        name, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rsplit(") ", 1)
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    return "" if state[0] in "ZX" else name
 
 
 def open_files(pid: int) -> dict[int, str]:
@@ -107,9 +108,12 @@ class Daemon:
 
     def kill_worker(self) -> int:
         """Kills it; returns its pid."""
-        pid = self.worker
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        while True:
+            pid = self.worker
+            # One that has just been told to leave may be gone before we get to it.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return pid
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE)

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "barrier.h"
 #include "queue.h"
@@ -22,6 +23,7 @@ void inflight_start(struct virtq *queue)
 	region->used_idx = queue->used_idx;
 	for (uint32_t i = 0; i < queue->config.num; i++)
 		region->desc[i] = (struct virtq_inflight_desc){ 0 };
+	memset(queue->config.state->suspicion, 0, sizeof(queue->config.state->suspicion));
 	region->version = 1;
 	/* A whole region first, then the word that says to recover from it. */
 	store_release(&queue->config.state->started, 1);
@@ -34,6 +36,11 @@ void inflight_mark(struct virtq *queue, uint16_t head)
 
 	write_once(&desc->counter, queue->counter++);
 	store_release(&desc->inflight, 1);
+}
+
+void inflight_unmark(struct virtq *queue, uint16_t head)
+{
+	store_release(&queue->config.inflight->desc[head].inflight, 0);
 }
 
 void inflight_prepare(struct virtq *queue, uint16_t head)
@@ -104,8 +111,10 @@ int inflight_recover(struct virtq *queue)
 	if (err)
 		return err;
 	for (uint32_t head = 0; head < queue->config.num; head++) {
-		if (!region->desc[head].inflight)
+		if (!region->desc[head].inflight) {
+			queue->config.state->suspicion[head] = 0;
 			continue;
+		}
 		queue->resubmit[count++] = head;
 		queue->busy[head] = 1;
 		if (region->desc[head].counter >= queue->counter)

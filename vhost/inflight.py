@@ -79,6 +79,18 @@ class InflightRegions:
         version = ffi.offsetof("struct virtq_inflight", "version")
         return os.pread(self._fd, 2, self._offset(index) + version) not in (b"", b"\0\0")
 
+    def marks(self, index: int, num: int) -> list[int]:
+        """The heads of a ring that are marked in flight. Asked while no worker runs."""
+        size = region_size(num)
+        if self._fd < 0:
+            region = self._arena.pointer(ffi, "struct virtq_inflight *", index * region_size(lib.VIRTQ_MAX_SIZE))
+            data = ffi.buffer(region, size)[:]
+        else:
+            # Shorter, if the front-end has truncated it.
+            data = os.pread(self._fd, size, self._offset(index))
+        first, step = ffi.sizeof("struct virtq_inflight"), ffi.sizeof("struct virtq_inflight_desc")
+        return [head for head, mark in enumerate(data[first::step][:num]) if mark]
+
     def map(self, index: int) -> Any:
         """The `struct virtq_inflight *` of a ring, which keeps its mapping alive. For a worker.
 

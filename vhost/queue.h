@@ -1,4 +1,5 @@
-/* The inside of a queue, for virtq.c (its life and its path), chain.c (descriptors) and inflight.c (what survives).
+/* The inside of a queue, for virtq.c (its life and its path), chain.c (descriptors), inflight.c (what survives) and
+ * suspect.c (what kills).
  *
  * Lock order: pop_lock, then used_lock. Neither is held across a system call, but for pop_lock across the wait for a kick.
  */
@@ -41,6 +42,10 @@ struct virtq {
 	uint8_t busy[VIRTQ_MAX_SIZE]; /* head in flight: set under pop_lock, cleared under used_lock */
 };
 
+/* virtq.c: marks the ring broken, for a reason -errno, which is returned (Rule 4). Called with pop_lock held, or before any
+ * thread has come. */
+int broken(struct virtq *queue, int err);
+
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
  * table outside memory, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
 int chain_read(struct virtq *queue, uint16_t head);
@@ -50,8 +55,9 @@ void inflight_start(struct virtq *queue);
 int inflight_recover(struct virtq *queue);
 /* Whether what a worker left on purpose is of this ring still: a driver may have begun a new one at its place. */
 bool inflight_holds(const struct virtq *queue);
-/* The mark of a head, before it is served; and around the moment it becomes used. */
+/* The mark of a head, before it is served or found to be no chain; and around the moment it becomes used. */
 void inflight_mark(struct virtq *queue, uint16_t head);
+void inflight_unmark(struct virtq *queue, uint16_t head);
 void inflight_prepare(struct virtq *queue, uint16_t head);
 void inflight_clear(struct virtq *queue, uint16_t head);
 

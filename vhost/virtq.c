@@ -39,8 +39,7 @@ static void signal_fd(int fd)
 		return;
 }
 
-/* Rule 4. Called with pop_lock held, or before any thread has come. */
-static int broken(struct virtq *queue, int err)
+int broken(struct virtq *queue, int err)
 {
 	if (!queue->config.state->broken) {
 		write_once(&queue->config.state->broken, -err);
@@ -186,9 +185,15 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 		if (head >= queue->config.num || head_busy(queue, head))
 			return broken(queue, -EPROTO);
 	}
+	/* Before a byte of it is looked at: whom that kills has died of this chain. */
+	if (!replay)
+		inflight_mark(queue, head);
 	ret = chain_read(queue, head);
-	if (ret)
+	if (ret) {
+		if (!replay)
+			inflight_unmark(queue, head);
 		return broken(queue, ret);
+	}
 	*chain = &queue->slots[head].chain;
 	(*chain)->replay = replay;
 	if (replay) {
@@ -197,7 +202,6 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	}
 	queue->last_avail++;
 	queue->busy[head] = 1;
-	inflight_mark(queue, head);
 	fetch_add(&queue->pending, 1);
 	write_once(&queue->config.state->popped, queue->config.state->popped + 1);
 	return 1;

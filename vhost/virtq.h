@@ -44,6 +44,12 @@ struct virtq_chain {
  * reply of the protocol above. */
 typedef int64_t (*virtq_handler)(void *opaque, struct virtq_chain *chain);
 
+/* How much the deaths of workers speak against a chain that was in flight (blame.py): one who is suspect is served alone,
+ * one who is condemned is refused, and one whose refusal kills has made its ring unreadable. */
+#define VIRTQ_SUSPECT 4
+#define VIRTQ_CONDEMNED 8
+#define VIRTQ_UNREADABLE 12
+
 /* What of a ring outlives a worker: one record of an arena, plain data. `started` 0: last_avail_idx is what the
  * front-end set and the in-flight region starts empty. 1: recover from the in-flight region. */
 struct virtq_state {
@@ -56,6 +62,9 @@ struct virtq_state {
 	uint64_t popped;
 	uint64_t completed;
 	uint64_t interrupts;
+	uint32_t alone;          /* head + 1 of the suspect that is being served, and nothing besides; 0: none */
+	uint32_t padding;
+	uint8_t suspicion[1024]; /* of the heads in flight (VIRTQ_MAX_SIZE); raised while no worker runs, 0 for a new chain */
 };
 
 /* The in-flight region of one split queue (vhost-user specification, "Inflight I/O tracking"). */
@@ -103,6 +112,11 @@ void virtq_free(struct virtq *queue);
 /* Serves the ring until `stop` is readable (returns 0) or the ring is broken (returns -errno; -EPROTO for a rule
  * broken by the driver). Called by any number of threads at once. */
 int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque);
+
+/* Serves the next suspect among what a dead worker left, and marks it as the one that is served: 1 when there was one,
+ * 0, or -errno when the ring is broken. Called before virtq_run, while nothing else is served by this worker. `refuse`
+ * takes the condemned ones: it may fail, with -errno, when they can't even be answered. */
+int virtq_try_suspect(struct virtq *queue, virtq_handler handler, virtq_handler refuse, void *opaque);
 
 /* Publishes a chain with `len` bytes written. Called once per chain: by virtq_run for a handler that returned a
  * length, by whoever finishes a deferred one. */

@@ -43,7 +43,8 @@ fuse.cdef(uapi(system_header("linux/fuse.h")))
 fuse.cdef(header(HERE / "fuse" / "newer.h"))
 fuse.cdef(header(HERE / "fuse" / "config.h"))
 fuse.cdef(header(HERE / "fuse" / "core.h"))
-fuse.cdef('extern "Python" int64_t fuse_door(struct core *core, struct fuse_request *request);')
+for function in ("fuse_door", "fuse_refused"):
+    fuse.cdef(f'extern "Python" int64_t {function}(struct core *core, struct fuse_request *request);')
 fuse.set_source("vfsd._fuse", '#include "core.h"\n')
 
 process = FFI()

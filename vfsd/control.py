@@ -21,9 +21,10 @@ from vfsd.config import Config
 from vfsd.device import QUEUES, FsDevice
 from vfsd.listen import Listener
 from vfsd.sandbox import Share
-from vfsd.supervisor import Supervisor
+from vfsd.supervisor import Supervisor, Work
 from vfsd.window import Window
 from vhost.backend import Backend, Disconnected
+from vhost.blame import blame
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
 from vhost.message import ProtocolFeature
@@ -36,7 +37,8 @@ log = logging.getLogger("vfsd.control")
 SETTLED = 0.001
 #: How often to look whether a kicked ring lies in private memory, seconds.
 GLANCE = 1.0
-#: Workers spent on parking the rings of one that died.
+#: Workers that may die at the rings of one that died, before these are given up: by their own doing, with nothing done
+#: and no request to blame.
 PARK_ATTEMPTS = 4
 
 
@@ -81,7 +83,7 @@ class Control:
     def __init__(self, config: Config, listener: Listener, share: Share) -> None:
         self._config, self._listener, self._share = config, listener, share
         self._signals = Signals(self._report)
-        self._supervisor = Supervisor(self._signals.fileno(), self._signals.check)
+        self._supervisor = Supervisor(self._signals.fileno(), self._signals.check, share.proc_fd)
         self._window = Window(config.dax_window, share.padded) if share.padded else None
         self._device = FsDevice(config, share, self._park, self._window)
         self._table, self._states = table_arena(), state_arena(QUEUES)
@@ -266,7 +268,13 @@ class Control:
         )
         self._glance = time.monotonic() + GLANCE
         self._reported = {ring.index for ring in backend.vrings if ring.state.broken}
-        self._supervisor.start(lambda: worker.run(spec), lambda: sum(ring.state.completed for ring in backend.vrings))
+        self._supervisor.start(
+            Work(
+                run=lambda: worker.run(spec),
+                progress=lambda: sum(ring.state.completed for ring in backend.vrings),
+                blame=lambda weight: blame(backend.vrings, backend.inflight, weight),
+            )
+        )
 
     def _park(self) -> None:
         """Returns when no worker runs and every ring is parked. One that died instead of parking left a mark in the
@@ -274,8 +282,8 @@ class Control:
 
         Requests that wait for a lock stay in flight, for the next worker.
 
-        Raises RemoteProtocolError when they all die: where the rings are is not known, and a wrong base would have the
-        guest's requests served twice or never.
+        Raises RemoteProtocolError when they all die at their start: where the rings are is not known, and a wrong base
+        would have the guest's requests served twice or never.
         """
         self._supervisor.stop()
         self._suspend_window()
@@ -284,10 +292,11 @@ class Control:
             if attempts == PARK_ATTEMPTS:
                 self._lost = True
                 raise RemoteProtocolError(f"requests in flight are lost: {attempts} workers in a row died of them")
-            attempts += 1
+            self._readable([], self._supervisor.wait)
             self._start(backend)
             self._supervisor.stop()
             self._suspend_window()
+            attempts += self._supervisor.futile or backend.left
 
     def _report(self) -> None:
         """Says what was served for this front-end."""

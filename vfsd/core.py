@@ -119,6 +119,7 @@ def core_config(
             "file_settle_ns": settings.file_settle_ns,
             "dir_settle_ns": settings.dir_settle_ns,
             "door": lib.fuse_door,
+            "refused": lib.fuse_refused,
             "complete": virtq_ffi.addressof(virtq, "virtq_complete"),
             "session": session.pointer(ffi, "struct core_session *"),
             "inodes": inodes.pointer(ffi, "char *"),

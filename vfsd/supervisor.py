@@ -1,18 +1,21 @@
 """The worker as the control process sees it: forked, stopped, found dead, replaced.
 
 Rule 1. At most one worker runs, and what it was forked with does not change in its life.
-Rule 2. A worker that parked its rings and one that died leave the same state. Only the log knows the difference.
+Rule 2. A worker that parked its rings and one that died leave the same state, but for what the death says against the
+        requests that were in flight (vhost/blame.py).
 """
 
 import logging
 import os
+import re
 import select
 import signal
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from vfsd._process import ffi, lib
+from vhost.blame import OUTSIDE, OWN
 
 log = logging.getLogger("vfsd.control")
 
@@ -21,12 +24,35 @@ PATIENCE = 5.0
 #: How long a worker may take to finish what it serves and park its rings, seconds. The front-end waits meanwhile, and
 #: with it a whole guest.
 DEADLINE = 30.0
+#: A worker that dies by its own doing is expected to live longer than this, seconds.
+SOON = 1.0
+#: What the kernel does to a process for what that does. SIGKILL comes from outside, unless memory was short.
+FAULTS = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
+    signal.SIGXCPU, signal.SIGXFSZ,
+}  # fmt: skip
+
+
+#: Exit status of a worker that found the host short of memory or processes at its start: no fault of its own.
+SHORT = 3
+
+
+class Work(NamedTuple):
+    """What a worker is for."""
+
+    #: Its life.
+    run: Callable[[], NoReturn]
+    #: How many requests workers have completed.
+    progress: Callable[[], int]
+    #: Told how much a death weighs (vhost/blame.py); whether it was clear whose fault it was.
+    blame: Callable[[int], bool]
 
 
 class Supervisor:
-    """Owns the worker. `check` is called when its descriptor `interrupt` is readable during a wait, and may raise."""
+    """Owns the worker. `check` is called when its descriptor `interrupt` is readable during a wait, and may raise.
+    `proc_fd` is a proc mount."""
 
-    def __init__(self, interrupt: int, check: Callable[[], None]) -> None:
+    def __init__(self, interrupt: int, check: Callable[[], None], proc_fd: int) -> None:
         self._interrupt, self._check = interrupt, check
         #: Readable: the worker is to park its rings and leave. All rings of all workers watch it.
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -35,10 +61,15 @@ class Supervisor:
         self.pid = 0
         #: A worker has ended since the last sweep.
         self.left_strays = False
+        #: The last worker died by its own doing, got nothing done, and nobody knows why.
+        self.futile = False
         self._started = 0.0
-        self._progress: Callable[[], int] = int
+        self._work: Work | None = None
         self._before = 0
         self._delay = 0.0
+        #: Deaths since a worker lived as long as it should.
+        self._deaths = 0
+        self._shortages = MemoryShortages(proc_fd)
 
     @property
     def running(self) -> bool:
@@ -46,26 +77,26 @@ class Supervisor:
 
     @property
     def wait(self) -> float:
-        """Seconds until a worker may be started: 0 unless the last ones died idle."""
+        """Seconds until a worker may be started: 0 unless the last ones died idle, or soon and by their own doing."""
         return max(0.0, self._started + self._delay - time.monotonic())
 
-    def start(self, work: Callable[[], NoReturn], progress: Callable[[], int]) -> None:
-        """Forks a worker that does `work`. `progress` counts the requests that workers have completed."""
+    def start(self, work: Work) -> None:
+        """Forks a worker."""
         self._started = time.monotonic()
-        self._progress, self._before = progress, progress()
+        self._work, self._before, self.futile = work, work.progress(), False
         pidfd = ffi.new("int *")
         # A signal that comes before the child has put our handlers away would be taken for one of ours.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = lib.process_fork(lib.PROCESS_SHARE_FILES, pidfd)
         if pid == 0:
             try:
-                work()
+                work.run()
             finally:
                 os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if pid < 0:
-            log.error("no worker can be started: %s", os.strerror(-pid))
-            self._back_off()
+            self._back_off(PATIENCE)
+            log.error("no worker can be started: %s; tried again in %g s", os.strerror(-pid), self._delay)
             return
         self.pid, self.pidfd = pid, pidfd[0]
         log.debug("worker %d started", pid)
@@ -94,8 +125,12 @@ class Supervisor:
             self._delay = 0.0
             return
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
-        self._back_off()
-        log.warning("worker %d %s; another one goes on", self.pid, how)
+        own = (status > 0 and status != SHORT) or -status in FAULTS
+        if status == -signal.SIGKILL and self._shortages.any():
+            own, how = True, f"{how} since memory was short"
+        self._mourn(own)
+        when = f" in {self._delay:g} s, after {self._deaths} deaths" if self._delay >= 0.1 else ""
+        log.warning("worker %d %s; another one goes on%s", self.pid, how, when)
 
     def kill(self) -> None:
         """At once, and whatever it is doing."""
@@ -119,9 +154,42 @@ class Supervisor:
                 return bool(ready)
             self._check()
 
-    def _back_off(self) -> None:
-        """The death of one that got something done costs no time; each of those that did not costs more."""
-        if self._progress() > self._before:
+    def _mourn(self, own: bool) -> None:
+        """What follows from the death of the worker, by its own doing or not."""
+        assert self._work
+        lived = time.monotonic() - self._started >= SOON
+        progress = self._work.progress() > self._before
+        known = self._work.blame(OWN if own else OUTSIDE)
+        self.futile = own and not progress and not known
+        self._deaths = 1 if lived else self._deaths + 1
+        if progress and (lived or not own):
             self._delay = 0.0
         else:
-            self._delay = min(PATIENCE, max(0.01, 2 * self._delay))
+            self._back_off(SOON if progress or known else PATIENCE)
+
+    def _back_off(self, limit: float) -> None:
+        """Each death of one that got nothing done, or that died by its own doing and soon, costs more time than the
+        last, in seconds up to `limit`."""
+        self._delay = min(limit, max(0.01, 2 * self._delay))
+
+
+class MemoryShortages:
+    """Tells whether the kernel has killed any process for want of memory since it was last asked."""
+
+    def __init__(self, proc_fd: int) -> None:
+        try:
+            self._fd = os.open("vmstat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        except OSError:
+            # A proc mount that shows processes only.
+            self._fd = -1
+        self._count = self._read()
+
+    def any(self) -> bool:
+        before, self._count = self._count, self._read()
+        return self._count > before
+
+    def _read(self) -> int:
+        """`oom_kill` of /proc/vmstat (Linux 4.13), for cgroups too; 0 when it is not there."""
+        text = os.pread(self._fd, 1 << 16, 0) if self._fd >= 0 else b""
+        found = re.search(rb"^oom_kill (\d+)", text, re.MULTILINE)
+        return int(found[1]) if found else 0

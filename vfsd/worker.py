@@ -5,6 +5,7 @@ Rule 2. It shares its descriptor table with the control process: closing an inhe
         nothing inherited goes out of scope here, and it ends with os._exit.
 """
 
+import errno
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, NoReturn
 
+import vfsd.refused  # noqa: F401  (where C says which requests it refuses)
 from vfsd._fuse import ffi as fuse_ffi
 from vfsd._fuse import lib as fuse
 from vfsd._process import lib as process
@@ -28,6 +30,7 @@ from vfsd.device import FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
+from vfsd.supervisor import SHORT
 from vfsd.window import Window
 from vhost._virtq import ffi, lib
 from vhost.backend import Backend
@@ -39,6 +42,8 @@ log = logging.getLogger("vfsd.worker")
 #: How long a thread that wants the GIL waits before it asks for it, seconds. Python's default is ten times that, which
 #: a request would wait for behind another one's Python op.
 SWITCH_INTERVAL = 0.0005
+#: A worker that does not get as far as serving its rings in so long hangs, seconds.
+START_LIMIT = 10
 
 
 class Spec(NamedTuple):
@@ -74,16 +79,30 @@ def run(spec: Spec) -> NoReturn:
         with _core(spec) as (core, parking):
             _serve(spec, core, parking)
         status = 0
-    except BaseException:
-        log.exception("the worker could not do its work")
+    except BaseException as error:
+        if _is_shortage(error):
+            status = SHORT
+            log.error("a worker did not find what it takes to start: %s", error)
+        else:
+            log.exception("the worker could not do its work")
     finally:
         os._exit(status)
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether there may be what it lacked later on."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.EAGAIN)
+    # What threading says when there is no thread to be had.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "new thread" in str(error))
 
 
 def _settle(spec: Spec) -> None:
     """Makes this process its own."""
     settle(b"vfsd-worker")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # The default of its signal ends us: who hangs here is replaced. A thread that finds no memory may never report.
+    signal.alarm(START_LIMIT)
     if os.getppid() != spec.parent:
         os._exit(1)
     # What was inherited must not be collected: it may own descriptors.
@@ -103,7 +122,7 @@ def _core(spec: Spec) -> Iterator[tuple[Core, Parking]]:
     parking = Parking(core)
     if spec.window and device.mapping:
         core.window = Asking(core, spec.window.worker_socket, spec.window.padded)
-    open_door(core, Pool(), parking)
+    open_door(core, None, parking)
     yield core, parking
     close_door(core)
 
@@ -114,6 +133,11 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     rings = [ring for vring in spec.backend.runnable() if (ring := _ring(spec, vring, memory))]
     parking.room = {address(ring.queue): _parking_room(spec, ring.vring) for ring in rings}
     leave_room()
+    signal.alarm(0)
+    for ring in rings:
+        _try_suspects(spec, ring, core)
+    signal.alarm(START_LIMIT)
+    open_door(core, Pool(), parking)
     threads = [
         threading.Thread(target=_lend, args=(spec, ring, core), name=f"ring {ring.vring.index}", daemon=True)
         for ring in rings
@@ -121,12 +145,23 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     ]
     for thread in threads:
         thread.start()
+    signal.alarm(0)
     _wait(spec, parking, core.window)
     for thread in threads:
         thread.join()
     for ring in rings:
         queue = address(ring.queue)
         _leave(ring, parking.count(queue) + (core.window.count(queue) if core.window else 0))
+
+
+def _try_suspects(spec: Spec, ring: Ring, core: Core) -> None:
+    """Serves what the last worker may have died of, one request at a time and nothing besides: there is no pool yet,
+    and no other thread. What this one dies of is known then (vhost/blame.py)."""
+    serve, refuse = (fuse_ffi.addressof(fuse, name) for name in ("fuse_serve", "fuse_refuse"))
+    while (result := lib.virtq_try_suspect(ring.queue, serve, refuse, core.pointer)) > 0:
+        pass
+    if result < 0:
+        os.eventfd_write(spec.broken, 1)
 
 
 def _wait(spec: Spec, parking: Parking, asking: Asking | None) -> None:
@@ -186,6 +221,10 @@ _kept: list[Any] = []
 
 def _lend(spec: Spec, ring: Ring, core: Core) -> None:
     """A ring thread's life."""
-    process.process_set_name(f"vfsd-ring{ring.vring.index}".encode())
-    if lib.virtq_run(ring.queue, fuse_ffi.addressof(fuse, "fuse_serve"), core.pointer) < 0:
-        os.eventfd_write(spec.broken, 1)
+    try:
+        process.process_set_name(f"vfsd-ring{ring.vring.index}".encode())
+        if lib.virtq_run(ring.queue, fuse_ffi.addressof(fuse, "fuse_serve"), core.pointer) < 0:
+            os.eventfd_write(spec.broken, 1)
+    except BaseException:
+        log.exception("a ring can't be served")
+        os._exit(1)

@@ -8,6 +8,7 @@ Rule 3. A front-end that breaks the protocol costs its connection and nothing el
 
 import logging
 import os
+import select
 import socket
 import stat
 from typing import Any, NamedTuple
@@ -79,6 +80,13 @@ class Backend:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def left(self) -> bool:
+        """The front-end has closed its end, though there may be messages of it yet."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return bool(poll.poll(0))
 
     @property
     def protocol_features(self) -> int:

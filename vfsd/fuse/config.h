@@ -115,6 +115,7 @@ struct core_config {
 	uint64_t file_settle_ns; /* cache.c: how long a file or a directory is unchanged before its stamp is one */
 	uint64_t dir_settle_ns;
 	fuse_door_function door;
+	fuse_door_function refused; /* told of what fuse_refuse answers, as far as it could be read; returns nothing */
 	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
 	struct core_session *session;
 	void *inodes;           /* arenas */

@@ -36,8 +36,9 @@ void core_free(struct core *core);
 /* Forgets every lock, handle and inode but the root, closing their descriptors: DESTROY, or the front-end left. */
 void core_reset(struct core *core);
 
-/* The virtq_handler: serves one chain. `core` is a struct core. */
+/* Virtq_handlers of a struct core: one serves a chain, the other answers EIO to what has killed workers (refuse.c). */
 int64_t fuse_serve(void *core, struct virtq_chain *chain);
+int64_t fuse_refuse(void *core, struct virtq_chain *chain);
 /* Finishes a deferred request: `result` is a reply's length in bytes, or -errno. Completes the chain. */
 void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result);
 

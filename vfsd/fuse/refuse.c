@@ -1,0 +1,44 @@
+/* A request that kills whoever serves it: answered EIO, and not served.
+ *
+ * Rule 1. Guest memory is reached by system calls only: where touching it is what kills, they fail instead.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Bytes from the start of the request into `to`, as many as can be read. */
+static uint32_t read_safely(const struct virtq_chain *chain, void *to, uint32_t size)
+{
+	struct iovec local = {.iov_base = to, .iov_len = size};
+	ssize_t n = process_vm_readv(getpid(), &local, 1, chain->in, chain->in_count, 0);
+
+	return n < 0 ? 0 : (uint32_t)n;
+}
+
+int64_t fuse_refuse(void *opaque, struct virtq_chain *chain)
+{
+	struct core *core = opaque;
+	struct scratch *scratch = scratch_get();
+	struct fuse_request request = {.chain = chain, .replay = 1};
+	struct fuse_out_header header = {.len = sizeof(header), .error = -EIO};
+	struct iovec local = {.iov_base = &header, .iov_len = sizeof(header)};
+	uint32_t size = scratch ? read_safely(chain, scratch->request, sizeof(scratch->request)) : 0;
+
+	if (size >= sizeof(request.header)) {
+		memcpy(&request.header, scratch->request, sizeof(request.header));
+		request.arg = (const uint8_t *)scratch->request + sizeof(request.header);
+		request.arg_len = size - sizeof(request.header);
+	}
+	core->config.refused(core, &request);
+	header.unique = request.header.unique;
+	/* FORGET has none. */
+	if (chain->out_len < sizeof(header))
+		return 0;
+	if (process_vm_writev(getpid(), &local, 1, chain->out, chain->out_count, 0) < (ssize_t)sizeof(header))
+		return -EFAULT;
+	return sizeof(header);
+}

@@ -1,6 +1,7 @@
 """The door: one FUSE request that C does not serve enters Python here, on the ring's own thread.
 
-Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged once per op, and EIO for the guest.
+Rule 1. An op's OSError is a reply. Whatever else it raises is our fault: logged once per op, and EIO for the guest. But
+        one that runs short of memory is the end of this worker: the next one serves the request again.
 Rule 2. An op sees bytes that were copied once and returns bytes; guest memory is never in sight.
 Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`: a pool runs it, the ring goes on. What
         may have to wait for another request `waits`: EAGAIN is its "not yet", and it is parked. What is not ours to
@@ -9,15 +10,18 @@ Rule 3. The ring waits while an op runs. What may wait for a disk is `blocking`:
 
 import errno
 import logging
+import os
 import threading
 import tokenize  # noqa: F401  (what a traceback needs is imported now: in the sandbox there is nothing to import from)
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core
+from vfsd.threads import begin
 
 log = logging.getLogger("vfsd.door")
 
@@ -94,6 +98,8 @@ class Op:
         except OSError as error:
             # The guest's kernel takes 1 to 511 for an errno and ends the connection over others (fuse_dev_do_write).
             return -error.errno if error.errno and 0 < error.errno < 512 else -errno.EIO, b""
+        except MemoryError:
+            end_short_of_memory()
         except Exception:
             if self.name not in _failed:
                 _failed.add(self.name)
@@ -129,13 +135,15 @@ def op(
 
 
 class Pool:
-    """A fixed number of threads for blocking ops. Made in a worker before its rings run, closed after they stopped."""
+    """A fixed number of threads for blocking ops. Made in a worker before its rings run, closed after they stopped.
+    What is submitted before it has started waits for that."""
 
     def __init__(self, threads: int = 4) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"blocking {n}", daemon=True) for n in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._count, self._threads = threads, list[threading.Thread]()
+
+    def start(self) -> None:
+        self._threads = begin([(f"blocking {n}", self._work) for n in range(self._count)])
 
     def submit(self, task: Callable[[], None]) -> None:
         self._queue.put(task)
@@ -149,10 +157,7 @@ class Pool:
 
     def _work(self) -> None:
         while task := self._queue.get():
-            try:
-                task()
-            except Exception:
-                log.exception("a deferred request was not finished")
+            task()
 
 
 class Parking(Protocol):
@@ -185,7 +190,20 @@ def close_door(core: Core) -> None:
         door.pool.close()
 
 
-@ffi.def_extern(error=-errno.EIO)  # type: ignore[untyped-decorator]
+def end_short_of_memory() -> NoReturn:
+    """Ends this process. What was in flight is the next worker's, which starts afresh."""
+    with suppress(MemoryError):
+        log.error("a worker is short of memory")
+    os._exit(1)
+
+
+def _raised(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Before an op runs nothing else is foreseen."""
+    if isinstance(error, MemoryError):
+        end_short_of_memory()
+
+
+@ffi.def_extern(error=-errno.EIO, onerror=_raised)  # type: ignore[untyped-decorator]
 def fuse_door(core: Any, packet: Any) -> int:
     """The fuse_door_function of core.h. `packet`, a struct fuse_request, is valid until this returns."""
     door = _doors[core]

@@ -12,10 +12,10 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import vfsd.refused  # noqa: F401  (where C says which requests it refuses)
@@ -31,6 +31,7 @@ from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
 from vfsd.supervisor import SHORT
+from vfsd.threads import begin
 from vfsd.window import Window
 from vhost._virtq import ffi, lib
 from vhost.backend import Backend
@@ -137,14 +138,13 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     for ring in rings:
         _try_suspects(spec, ring, core)
     signal.alarm(START_LIMIT)
-    open_door(core, Pool(), parking)
-    threads = [
-        threading.Thread(target=_lend, args=(spec, ring, core), name=f"ring {ring.vring.index}", daemon=True)
-        for ring in rings
-        for _ in range(spec.threads)
-    ]
-    for thread in threads:
-        thread.start()
+    pool = Pool()
+    open_door(core, pool, parking)
+    # What somebody waits for first: not FORGETs, nor what blocks anyway.
+    rings.sort(key=lambda ring: ring.vring.index == 0)
+    works = [(f"ring {ring.vring.index}", partial(_lend, spec, ring, core)) for ring in rings]
+    threads = begin(works * spec.threads)
+    pool.start()
     signal.alarm(0)
     _wait(spec, parking, core.window)
     for thread in threads:
@@ -160,6 +160,13 @@ def _try_suspects(spec: Spec, ring: Ring, core: Core) -> None:
     serve, refuse = (fuse_ffi.addressof(fuse, name) for name in ("fuse_serve", "fuse_refuse"))
     while (result := lib.virtq_try_suspect(ring.queue, serve, refuse, core.pointer)) > 0:
         pass
+    _report(spec, ring, result)
+
+
+def _report(spec: Spec, ring: Ring, result: int) -> None:
+    """What became of a ring that is not served any more."""
+    if result < 0 and not ring.vring.state.broken:
+        raise MemoryError("no room to map the guest's memory")
     if result < 0:
         os.eventfd_write(spec.broken, 1)
 
@@ -209,6 +216,8 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
         # The queue points to what these own.
         _kept.append((config, inflight))
         return Ring(vring, queue)
+    if error[0] == -errno.ENOMEM:
+        raise MemoryError("no room to map the guest's memory")
     vring.state.broken = -error[0]
     with suppress(OSError):
         os.eventfd_write(vring.err, 1)
@@ -221,10 +230,5 @@ _kept: list[Any] = []
 
 def _lend(spec: Spec, ring: Ring, core: Core) -> None:
     """A ring thread's life."""
-    try:
-        process.process_set_name(f"vfsd-ring{ring.vring.index}".encode())
-        if lib.virtq_run(ring.queue, fuse_ffi.addressof(fuse, "fuse_serve"), core.pointer) < 0:
-            os.eventfd_write(spec.broken, 1)
-    except BaseException:
-        log.exception("a ring can't be served")
-        os._exit(1)
+    process.process_set_name(f"vfsd-ring{ring.vring.index}".encode())
+    _report(spec, ring, lib.virtq_run(ring.queue, fuse_ffi.addressof(fuse, "fuse_serve"), core.pointer))

@@ -129,7 +129,9 @@ def ringed(tmp_path: Path) -> Iterator[tuple[Mount, Ring, FuseClient]]:
     assert ring.open() == 0
     with share(tmp_path, Settings(xattr=True)) as mount:
         close_door(mount.core)
-        open_door(mount.core, Pool(threads=2))
+        pool = Pool(threads=2)
+        pool.start()
+        open_door(mount.core, pool)
         serve = ffi.addressof(lib, "fuse_serve")
         ring.threads = [threading.Thread(target=lambda: virtq.virtq_run(ring.queue, serve, mount.core.pointer))]
         ring.threads[0].start()

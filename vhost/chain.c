@@ -123,3 +123,8 @@ int chain_read(struct virtq *queue, uint16_t head)
 		chain->out = chain->in + chain->in_count;
 	return 0;
 }
+
+int unreadable(struct virtq *queue, int err)
+{
+	return err == -ENOMEM ? err : broken(queue, err);
+}

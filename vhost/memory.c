@@ -31,6 +31,7 @@ struct memory {
 	pthread_mutex_t lock; /* held to add a mapping */
 	uint32_t count;       /* of mappings; stored after the one it counts. They never go before the view does. */
 	const struct mapping *last; /* the mapping found last, by any thread: a hint */
+	uint32_t short_of;    /* 1: a region could not be mapped for want of room in this process */
 	struct mapping mappings[];
 };
 
@@ -129,10 +130,14 @@ static const struct mapping *map_new(struct memory *memory, enum space space, ui
 
 		if (read_once(&region->state) != MEMORY_LIVE || !region_holds(region, space, addr))
 			continue;
-		if (claim_region(region) && map_region(region, mapping)) {
+		if (!claim_region(region))
+			continue;
+		if (map_region(region, mapping)) {
 			/* Release: pairs with find_mapped. */
 			store_release(&memory->count, memory->count + 1);
 			found = mapping;
+		} else if (errno == ENOMEM) {
+			write_once(&memory->short_of, 1);
 		}
 	}
 	pthread_mutex_unlock(&memory->lock);
@@ -154,6 +159,11 @@ static const struct mapping *find(struct memory *memory, enum space space, uint6
 	return mapping;
 }
 
+int memory_missing(const struct memory *memory)
+{
+	return read_once(&memory->short_of) ? -ENOMEM : -EFAULT;
+}
+
 int memory_translate(struct memory *memory, uint64_t addr, uint64_t len, struct iovec *iov, unsigned max)
 {
 	unsigned count = 0;
@@ -165,7 +175,7 @@ int memory_translate(struct memory *memory, uint64_t addr, uint64_t len, struct 
 		uint64_t offset, span;
 
 		if (!mapping)
-			return -EFAULT;
+			return memory_missing(memory);
 		if (count == max)
 			return -E2BIG;
 		offset = addr - mapping->base[GUEST];

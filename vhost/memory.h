@@ -42,8 +42,11 @@ struct memory;
 struct memory *memory_new(struct memory_table *table, uint8_t *log, uint64_t log_size);
 void memory_free(struct memory *memory);
 
+/* Why an address was not found: -EFAULT, it is in no region; -ENOMEM, this process had no room to map that. */
+int memory_missing(const struct memory *memory);
+
 /* Guest physical [addr, addr+len) as at most `max` iovecs (a range may cross adjacent regions). Returns their number;
- * -EFAULT when any byte is outside the table or the range wraps, -E2BIG when `max` is too small. len 0 gives 0. */
+ * -EFAULT when any byte is outside the table or the range wraps, memory_missing(), -E2BIG when `max` is too small. len 0 gives 0. */
 int memory_translate(struct memory *memory, uint64_t addr, uint64_t len, struct iovec *iov, unsigned max);
 
 /* A ring part at front-end virtual [addr, addr+len), which must lie in one region. NULL when it does not. */

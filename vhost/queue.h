@@ -47,8 +47,10 @@ struct virtq {
 int broken(struct virtq *queue, int err);
 
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
- * table outside memory, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
+ * table outside memory, -ENOMEM, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */
 int chain_read(struct virtq *queue, uint16_t head);
+/* What follows of its failure: the ring is broken, but not since this worker is short of memory. Returns `err`. */
+int unreadable(struct virtq *queue, int err);
 
 /* inflight.c. Starts from an empty region, or from what a dead worker left; -EPROTO when that makes no sense. */
 void inflight_start(struct virtq *queue);

@@ -46,7 +46,7 @@ int virtq_try_suspect(struct virtq *queue, virtq_handler handler, virtq_handler 
 			ret = (int)len;
 	}
 	if (ret) {
-		broken(queue, ret);
+		unreadable(queue, ret);
 	} else {
 		memmove(queue->resubmit + at, queue->resubmit + at + 1,
 			(--queue->resubmit_count - at) * sizeof(queue->resubmit[0]));

@@ -71,7 +71,7 @@ static int map_ring(struct virtq *queue)
 	queue->desc = memory_user(config->memory, config->desc_addr, config->num * sizeof(struct vring_desc));
 	queue->avail = memory_user(config->memory, config->avail_addr, avail_size);
 	queue->used = memory_user(config->memory, config->used_addr, used_size(queue));
-	return queue->desc && queue->avail && queue->used ? 0 : -EFAULT;
+	return queue->desc && queue->avail && queue->used ? 0 : memory_missing(config->memory);
 }
 
 static bool config_valid(const struct virtq_config *config)
@@ -192,7 +192,7 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	if (ret) {
 		if (!replay)
 			inflight_unmark(queue, head);
-		return broken(queue, ret);
+		return unreadable(queue, ret);
 	}
 	*chain = &queue->slots[head].chain;
 	(*chain)->replay = replay;

@@ -110,11 +110,11 @@ struct virtq *virtq_new(const struct virtq_config *config, int *error);
 void virtq_free(struct virtq *queue);
 
 /* Serves the ring until `stop` is readable (returns 0) or the ring is broken (returns -errno; -EPROTO for a rule
- * broken by the driver). Called by any number of threads at once. */
+ * broken by the driver), or this process has no memory to read a chain (-ENOMEM, and the ring is not broken). Called by any number of threads at once. */
 int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque);
 
 /* Serves the next suspect among what a dead worker left, and marks it as the one that is served: 1 when there was one,
- * 0, or -errno when the ring is broken. Called before virtq_run, while nothing else is served by this worker. `refuse`
+ * 0, or -errno as from virtq_run. Called before virtq_run, while nothing else is served by this worker. `refuse`
  * takes the condemned ones: it may fail, with -errno, when they can't even be answered. */
 int virtq_try_suspect(struct virtq *queue, virtq_handler handler, virtq_handler refuse, void *opaque);
 

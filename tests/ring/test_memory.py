@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from errno import E2BIG, EEXIST, EFAULT, EINVAL, ENOSPC
+from errno import E2BIG, EEXIST, EFAULT, EINVAL, ENOMEM, ENOSPC
 
 import pytest
 
@@ -140,6 +140,26 @@ def test_a_region_that_cannot_be_mapped_is_not_there(ring: Make) -> None:
     assert r.open() == 0
     assert translate(r, 1 << 40, 1) == -EFAULT
     assert not lib.memory_user(r.view, 1 << 40, 1)
+
+
+def test_no_room_to_map_a_region_is_no_fault_of_the_ring(ring: Make) -> None:
+    """Another worker may have it: nothing is broken, and nothing marked."""
+    r = ring(max_regions=3)
+    huge = {"guest_addr": 1 << 40, "user_addr": 1 << 40, "size": 1 << 60, "fd": r.memfd}
+    assert lib.memory_append(r.table, ffi.new("struct memory_region *", huge)) == 0
+    assert r.open() == 0
+    assert translate(r, 1 << 20, 1) == -EFAULT
+    assert translate(r, 1 << 40, 1) == -ENOMEM
+    r.drop()
+    r.start()
+    r.driver.descriptor(r.driver.free[0], 1 << 40, 8, 0, 0)
+    r.driver.publish(r.driver.free[0])
+    r.driver.kick()
+    assert r.join() == [-ENOMEM]
+    assert (r.state.broken, r.marks(), r.state.started) == (0, [], 1)
+    r.drop()
+    r.config.used_addr = 1 << 40
+    assert r.open() == -ENOMEM
 
 
 def test_retire_races_with_first_use(ring: Make) -> None:

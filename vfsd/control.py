@@ -94,6 +94,8 @@ class Control:
         #: Workers died of the rings, which can't be parked any more; the connection ends.
         self._lost = False
         self._glance = 0.0
+        #: The worker that is to start takes over where another was: nothing has changed.
+        self._settled = False
         #: It was said that this front-end has no window.
         self._told = False
         #: How often rings had been stopped when the last worker began.
@@ -180,6 +182,7 @@ class Control:
         # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
             backend.handle()
+            self._settled = False
         if backend.channel and backend.channel.fileno() in readable:
             backend.handle_channel()
         if backend.channel and backend.channel.taken in readable:
@@ -187,6 +190,8 @@ class Control:
         if supervisor.pidfd in readable and supervisor.running:
             supervisor.collect()
             self._suspend_window()
+            # The front-end has said nothing since.
+            self._settled = True
         if self._window and self._window.fileno() in readable and supervisor.running:
             self._window.work(backend.channel)
         if self._padding in readable:
@@ -246,7 +251,7 @@ class Control:
     def _timeout(self, backend: Backend, waiting: bool) -> float | None:
         """Seconds until there is something to do though nothing came."""
         if waiting:
-            return max(SETTLED, self._supervisor.wait)
+            return max(0.0 if self._settled else SETTLED, self._supervisor.wait)
         # Whatever came from one ring shows that memory is shared; until then, look.
         if self._supervisor.running and not any(ring.state.popped for ring in backend.vrings):
             return max(0.0, self._glance - time.monotonic())

@@ -47,6 +47,8 @@ static bool inode_check(void *opaque, struct slot_record *slot_record, uint32_t 
 		return false;
 	core->inodes.private[slot].refs = record->nlookup > 0;
 	index_insert(core, slot);
+	/* On the way, not at the end: the next check looks for doubles. */
+	index_grow(core);
 	if (record->fd >= 0)
 		descriptor_got(core, slot);
 	return true;
@@ -94,8 +96,6 @@ int inode_table_open(struct core *core)
 		index_close(core);
 		return error;
 	}
-	while (index_grow(core))
-		;
 	error = root_open(core);
 	if (error == 0)
 		locators_load(core);

@@ -29,6 +29,18 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """Have `mapping` if there is nothing where it would be. Else nothing happens."""
+
+    mapping: Mapping
+
+    def plan(self, window: Window) -> list[Step]:
+        if window.overlapping(self.mapping.offset, self.mapping.length):
+            return []
+        return window.setup(self.mapping)
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Have nothing in the ranges, (offset, length) each."""
 
@@ -56,7 +68,7 @@ class Empty:
         return window.everything()
 
 
-Change = Setup | Remove | Drop | Empty
+Change = Setup | Fill | Remove | Drop | Empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +206,7 @@ class Manager:
         """Files whose descriptors are needed, now or for what is asked."""
         coming = (
             *(step.mapping for step in self._steps() if isinstance(step, Map)),
-            *(change.mapping for _, change in self._queue if isinstance(change, Setup)),
+            *(change.mapping for _, change in self._queue if isinstance(change, Setup | Fill)),
         )
         return {*self.window.files, *(mapping.file for mapping in coming)}
 
@@ -214,7 +226,7 @@ class Manager:
 
     def _begin(self) -> _Begun | None:
         token, change = self._queue.popleft()
-        self._count["setups" if isinstance(change, Setup) else "removals"] += 1
+        self._count["setups" if isinstance(change, Setup | Fill) else "removals"] += 1
         try:
             self._begun = _Begun(token, deque(change.plan(self.window)))
         except WindowError:

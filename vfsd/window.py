@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 
-from dax.manager import Change, Drop, Empty, Manager, Remove, Setup
+from dax.manager import Change, Drop, Empty, Fill, Manager, Remove, Setup
 from dax.policy import Churn
 from dax.window import Map, Mapping, Range, Step
 from dax.window import Window as Ranges
@@ -107,10 +107,9 @@ class Window:
         # At a boot no other device has mapped anything: its mapping could be the only one that is told.
         if (paused or not self._probed) and not self._placing.known:
             self._probed = True
-            if not self._manager.window.overlapping(0, PROBE_SIZE):
-                self._keep(PROBE, os.dup(self._probe))
-                self._manager.ask(None, Setup(Mapping(0, PROBE_SIZE, PROBE, 0, writable=True)))
-                self._manager.ask(None, Remove(((0, PROBE_SIZE),)))
+            self._keep(PROBE, os.dup(self._probe))
+            self._manager.ask(None, Fill(Mapping(0, PROBE_SIZE, PROBE, 0, writable=True)))
+            self._manager.ask(None, Drop(PROBE))
         self._manager.resume()
 
     def suspend(self) -> None:
@@ -161,6 +160,7 @@ class Window:
     def _open_probe(self) -> int:
         fd = os.memfd_create("vfsd-probe", os.MFD_CLOEXEC)
         try:
+            os.ftruncate(fd, PROBE_SIZE)
             return self.padded.open(fd)
         finally:
             os.close(fd)

@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from dax.manager import Done, Drop, Empty, Manager, Remove, Setup, Statistics
+from dax.manager import Done, Drop, Empty, Fill, Manager, Remove, Setup, Statistics
 from dax.window import Map, Step, Window
 from tests.dax.test_window import RO, P, mapping, unmap
 
@@ -45,6 +45,15 @@ def test_what_takes_no_step_is_done_at_once() -> None:
         made.ask(token, change)
     assert made.next() is None
     assert made.finished() == [Done(0, 0), Done(1, 0), Done(2, 0)]
+
+
+def test_a_gap_is_filled_and_nothing_else() -> None:
+    made = manager(0)
+    for token, page in enumerate((3, 4)):
+        made.ask(token, Fill(mapping(page, 2, 7)))
+    assert made.files() == {1, 7}
+    assert run(made) == [Map(mapping(4, 2, 7))]
+    assert made.finished() == [Done(0, 0), Done(1, 0)]
 
 
 def test_nonsense() -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.ops.windowed import BASE, PAGE, Worker
+from tests.ops.windowed import BASE, PAGE, Worker, mapped
 from vfsd._fuse import lib
 from vhost.message import MemoryRegion
 
@@ -72,3 +72,18 @@ def test_the_next_boot_may_have_its_window_elsewhere(worker: Worker, told: bool)
     worker.channel.asked.clear()
     worker.work()
     assert worker.channel.asked == ([] if told else [("map", "/memfd:vfsd-probe (deleted)", 0, 0, PAGE)])
+
+
+def test_what_is_being_mapped_anew_is_not_probed_over(worker: Worker) -> None:
+    """A pause in the middle of a change that takes a mapping away to cut it."""
+    worker.setup(7, 0, 0, 3 * PAGE)
+    worker.done()
+    worker.remove((PAGE, PAGE))
+    worker.work()
+    assert worker.channel.asked[-1] == ("unmap", 0, 3 * PAGE)
+    worker.window.suspend()
+    worker.channel.answer()
+    worker.channel.asked.clear()
+    worker.resume(paused=True)
+    worker.done()
+    assert worker.channel.asked == [*mapped("file7", 0, 0), *mapped("file7", 2 * PAGE, 2 * PAGE)]

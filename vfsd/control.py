@@ -23,8 +23,9 @@ from vfsd.listen import Listener
 from vfsd.sandbox import Share
 from vfsd.supervisor import Supervisor, Work
 from vfsd.window import Window
-from vhost.backend import Backend, Disconnected
+from vhost.backend import Backend
 from vhost.blame import blame
+from vhost.connection import Disconnected
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
 from vhost.message import ProtocolFeature

@@ -8,14 +8,14 @@ Rule 3. A front-end that breaks the protocol costs its connection and nothing el
 
 import logging
 import os
-import select
 import socket
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 from ._virtq import ffi, lib
 from .arena import Arena
 from .channel import BackendChannel, ChannelClosed
+from .connection import Connection, ReplyWithFd
 from .device import Device, Refused
 from .inflight import InflightRegions
 from .log import DirtyLog
@@ -30,7 +30,6 @@ from .message import (
     Inflight,
     Log,
     MemoryTable,
-    Payload,
     ProtocolFeature,
     SharedMemory,
     SingleRegion,
@@ -38,22 +37,12 @@ from .message import (
     VringFile,
     VringState,
 )
-from .protocol import Endpoint, Message, RemoteProtocolError, close_all
+from .protocol import Message, RemoteProtocolError, close_all
 from .vring import RingState, Vring
 
 logger = logging.getLogger(__name__)
 
-MAX_FDS = 253  # descriptors in one message at most (Linux, SCM_MAX_FD)
 BURST = 256  # messages served in one call of handle
-
-
-class Disconnected(Exception):  # noqa: N818 (no error)
-    """The front-end closed the connection."""
-
-
-class ReplyWithFd(NamedTuple):
-    payload: Payload
-    fd: int  # closed once it is sent
 
 
 class Backend:
@@ -64,7 +53,6 @@ class Backend:
     """
 
     def __init__(self, sock: socket.socket, device: Device, table: Arena, states: Arena, inflight: Arena) -> None:
-        sock.setblocking(False)
         states.clear()
         inflight.clear()
         self.device = device
@@ -74,24 +62,21 @@ class Backend:
         self.inflight = InflightRegions(inflight, device.queues)
         self.log = DirtyLog()
         self.channel: BackendChannel | None = None
-        self._socket = sock
-        self._endpoint = Endpoint()
+        self._connection = Connection(sock)
         self._status = 0
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self._connection.fileno()
 
     @property
     def left(self) -> bool:
         """The front-end has closed its end, though there may be messages of it yet."""
-        poll = select.poll()
-        poll.register(self._socket, 0)
-        return bool(poll.poll(0))
+        return self._connection.left
 
     @property
     def protocol_features(self) -> int:
         """Protocol features negotiated."""
-        return self._endpoint.features
+        return self._connection.features
 
     def handle(self) -> None:
         """Serves what the socket holds, without waiting. Call when it is readable.
@@ -99,7 +84,7 @@ class Backend:
         Raises Disconnected; RemoteProtocolError. Either way, what remains is to close().
         """
         for _ in range(BURST):
-            message = self._read()
+            message = self._connection.receive()
             if message is None:
                 return
             try:
@@ -149,7 +134,7 @@ class Backend:
 
     def descriptors(self) -> set[int]:
         """Every descriptor the connection has."""
-        fds = {self._socket.fileno()} | self._endpoint.fds
+        fds = self._connection.descriptors()
         fds |= self.memory.descriptors() | self.inflight.descriptors() | self.log.descriptors()
         if self.channel:
             fds |= self.channel.descriptors()
@@ -170,30 +155,10 @@ class Backend:
         if self.channel:
             self.channel.close()
         self.channel = None
-        self._endpoint.close()
-        self._socket.close()
+        self._connection.close()
         self.device.reset()
 
     # The conversation.
-
-    def _read(self) -> Message | None:
-        """The next message; None when the socket holds no whole one."""
-        while True:
-            flags = socket.MSG_CMSG_CLOEXEC
-            try:
-                data, fds, answer, _ = socket.recv_fds(self._socket, self._endpoint.wants, MAX_FDS, flags)
-            except BlockingIOError:
-                return None
-            except ConnectionError:
-                data, fds, answer = b"", [], 0
-            if answer & socket.MSG_CTRUNC:
-                close_all(fds)
-                raise RemoteProtocolError("file descriptors of the front-end were lost: raise --rlimit-nofile")
-            if not data:
-                close_all(fds)
-                raise Disconnected("the front-end left" if self._endpoint.idle else "the front-end left in mid-message")
-            if message := self._endpoint.receive(data, fds):
-                return message
 
     def _serve(self, message: Message) -> None:
         row = message.row
@@ -207,38 +172,16 @@ class Backend:
             result = getattr(self, row.method)(*arguments)
         except Refused as refusal:
             logger.log(logging.DEBUG if refusal.routine else logging.WARNING, "%s refused: %s", row.name, str(refusal))
-            self._send(self._endpoint.reply(message, None) if row.reply else self._endpoint.acknowledge(message, True))
+            self._connection.refuse(message)
         except RemoteProtocolError:
-            self._send(self._endpoint.acknowledge(message, True))
+            self._connection.answer(message, failed=True)
             raise
         except OSError as error:
             # The host's fault rather than the front-end's, but this conversation can't go on.
-            self._send(self._endpoint.acknowledge(message, True))
+            self._connection.answer(message, failed=True)
             raise RemoteProtocolError(f"{row.name} failed: {error.strerror}") from error
         else:
-            self._answer(message, result)
-
-    def _answer(self, message: Message, result: Payload | ReplyWithFd | None) -> None:
-        if isinstance(result, ReplyWithFd):
-            try:
-                self._send(self._endpoint.reply(message, result.payload), [result.fd])
-            finally:
-                os.close(result.fd)
-        elif result is not None:
-            self._send(self._endpoint.reply(message, result))
-        else:
-            self._send(self._endpoint.acknowledge(message))
-
-    def _send(self, data: bytes, fds: list[int] | None = None) -> None:
-        """Replies are small: a socket buffer that has no room for one holds hundreds nobody reads."""
-        if not data:
-            return
-        try:
-            socket.send_fds(self._socket, [data], fds or [])
-        except BlockingIOError:
-            raise RemoteProtocolError("the front-end does not read its replies") from None
-        except ConnectionError:
-            raise Disconnected("the front-end left while it was owed a reply") from None
+            self._connection.answer(message, result)
 
     def _vring(self, index: int) -> Vring:
         if index >= len(self.vrings):
@@ -261,7 +204,7 @@ class Backend:
     def set_protocol_features(self, features: U64) -> None:
         if unknown := features.value & ~self.device.protocol_features:
             raise RemoteProtocolError(f"SET_PROTOCOL_FEATURES asks for {unknown:#x}, which was not offered")
-        self._endpoint.features = features.value
+        self._connection.features = features.value
 
     def get_queue_num(self) -> U64:
         return U64(self.device.queues)

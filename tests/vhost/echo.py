@@ -10,7 +10,8 @@ from typing import Any
 from tests.frontend import FEATURES
 from tests.vhost.examples import ALL_FEATURES
 from vhost._virtq import ffi, lib
-from vhost.backend import Backend, Disconnected, Refused
+from vhost.backend import Backend, Refused
+from vhost.connection import Disconnected
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
 from vhost.message import Feature, MemoryRegion

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.frontend import FEATURES
 from tests.vhost.connection import Connection, changed, descriptors
 from tests.vhost.examples import BAD, REGION, SECOND, Wire, name, open_fds
-from vhost.backend import Disconnected
+from vhost.connection import Disconnected
 from vhost.message import (
     HEADER,
     NOT_SHARED,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
-from vfsd._process import ffi, lib
+from vfsd.child import ends, fork
 from vhost.blame import OUTSIDE, OWN
 
 log = logging.getLogger("vfsd.control")
@@ -84,22 +84,13 @@ class Supervisor:
         """Forks a worker."""
         self._started = time.monotonic()
         self._work, self._before, self.futile = work, work.progress(), False
-        pidfd = ffi.new("int *")
-        # A signal that comes before the child has put our handlers away would be taken for one of ours.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = lib.process_fork(lib.PROCESS_SHARE_FILES, pidfd)
-        if pid == 0:
-            try:
-                work.run()
-            finally:
-                os._exit(1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if pid < 0:
+        try:
+            self.pid, self.pidfd = fork(work.run)
+        except OSError as error:
             self._back_off(PATIENCE)
-            log.error("no worker can be started: %s; tried again in %g s", os.strerror(-pid), self._delay)
+            log.error("no worker can be started: %s; tried again in %g s", error.strerror, self._delay)
             return
-        self.pid, self.pidfd = pid, pidfd[0]
-        log.debug("worker %d started", pid)
+        log.debug("worker %d started", self.pid)
 
     def stop(self) -> None:
         """Returns when no worker runs: it has parked its rings, or died, which the records of the rings tell."""
@@ -143,16 +134,7 @@ class Supervisor:
 
     def _ends(self, timeout: float | None) -> bool:
         """Whether the worker ends within `timeout` seconds. Raises what `check` raises."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        poll.register(self._interrupt, select.POLLIN)
-        deadline = time.monotonic() + timeout if timeout is not None else None
-        while True:
-            left = max(0.0, deadline - time.monotonic()) if deadline is not None else None
-            ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000)}
-            if self.pidfd in ready or not ready:
-                return bool(ready)
-            self._check()
+        return ends(self.pidfd, timeout, self._interrupt, self._check)
 
     def _mourn(self, own: bool) -> None:
         """What follows from the death of the worker, by its own doing or not."""

@@ -104,6 +104,78 @@ struct window_answer {
 	uint32_t thrashes;      /* the inode is better off without */
 };
 
+/* What a migration takes along (state_save.c, state_load.c), in the machine's byte order. When it is loaded it is
+ * untrusted. How an inode is found: */
+#define STATE_LOST 0   /* it is not: `bytes` is what it was called, `error` the errno that says why */
+#define STATE_PATH 1   /* `bytes` is a path from the directory `base` */
+#define STATE_HANDLE 2 /* `bytes` is a file handle, opened through the directory `base` of the same mount */
+
+struct state_inode {            /* `len` bytes follow, and zeros up to a multiple of 8 */
+	uint64_t nodeid;
+	uint64_t nlookup;
+	uint64_t base;          /* nodeid, the root's or that of a record before; 0 when lost */
+	uint64_t tag;           /* of its file handle, 0: not told */
+	uint32_t type;          /* S_IFMT bits */
+	int32_t handle_type;
+	uint16_t how;           /* STATE_ */
+	uint16_t len;
+	uint32_t error;
+};
+#define STATE_BYTES_MAX 4095
+#define STATE_ROOM 4160 /* bytes of the largest record, and more */
+
+#define STATE_CONFIRM 1 /* what is known of closed inodes is looked at again */
+#define STATE_TAGS 2    /* file handles are told, and compared */
+
+struct state_handle {
+	uint64_t fh;
+	uint64_t nodeid;
+	uint32_t flags;         /* open(2) */
+	uint32_t flock;         /* F_UNLCK, F_RDLCK or F_WRLCK; not looked at here */
+};
+
+/* The descriptors behind a lock owner, and a handle. */
+struct state_owner {
+	uint64_t nodeid;
+	uint64_t owner;
+	uint64_t fh;            /* 0: several */
+	uint32_t pid;
+	int32_t fd;
+};
+
+/* Where the numbers of a table have come to: ids that were given are not given again. */
+struct state_numbers {
+	uint32_t inode_high;
+	uint32_t inode_generation;
+	uint32_t handle_high;
+	uint32_t handle_generation;
+};
+
+/* What of a batch of records was filled, or taken in. */
+struct state_progress {
+	uint64_t bytes;         /* up to the end of the last record */
+	uint64_t last;          /* and where that begins */
+	int32_t error;          /* 0; or -errno: the last one is not found, or -EBADMSG: it makes no sense */
+	uint32_t reserved;
+};
+
+/* The last byte of a lock that reaches to the end of the file, wherever that will be. */
+#define LOCK_END 0x7fffffffffffffff
+
+/* One of the owners who may have POSIX locks on an inode. */
+struct lock_owner {
+	uint64_t owner;
+	uint32_t pid; /* in the guest */
+	int32_t fd;   /* its OFD locks are what it has */
+};
+/* The time between priv_begin and priv_end, on one thread. */
+struct priv {
+	int32_t fd;
+	uint32_t before;
+	uint32_t wanted;
+	int32_t dropped;
+};
+
 struct core_config {
 	int32_t root_fd;        /* O_PATH of the shared directory */
 	int32_t proc_fd;        /* this process's /proc/self/fd, and its current directory */

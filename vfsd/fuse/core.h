@@ -81,15 +81,6 @@ int lock_test(struct core *core, uint64_t nodeid, const struct fuse_lk_in *in, s
 /* From now on `fd`, an eventfd, is written when a lock was freed. -1: nobody waits. */
 void lock_watch(struct core *core, int fd);
 
-/* The last byte of a lock that reaches to the end of the file, wherever that will be. */
-#define LOCK_END 0x7fffffffffffffff
-
-/* One of the owners who may have POSIX locks on an inode. */
-struct lock_owner {
-	uint64_t owner;
-	uint32_t pid; /* in the guest */
-	int32_t fd;   /* its OFD locks are what it has */
-};
 /* The owner number `index` of an inode, its descriptor pinned until the matching put, which takes what get returns. 0:
  * there are no more. */
 uint32_t lock_owner_get(struct core *core, uint64_t nodeid, uint32_t index, struct lock_owner *owner);
@@ -112,20 +103,29 @@ int64_t id_to_set(struct core *core, uint32_t kind, uint32_t id);
 #define PRIV_KILL 1       /* data changes: they go from regular files */
 #define PRIV_KILL_OWNER 2 /* chown: they go from all but directories, root's too */
 
-/* The time between priv_begin and priv_end, on one thread. */
-struct priv {
-	int32_t fd;
-	uint32_t before;
-	uint32_t wanted;
-	int32_t dropped;
-};
-
 /* Around one modification of the file that `fd` (O_PATH too) stands for, by the guest's caller uid:gid (all ones:
  * unknown). 0; or -errno, when nothing may be modified and priv_end is not due. fd stays open until priv_end. */
 int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, struct priv *priv);
 void priv_end(struct core *core, const struct priv *priv);
 /* Before priv_end of what the host refused: no bit goes by hand then. Not for a write, which takes them first. */
 void priv_refused(struct priv *priv);
+
+/* For a migration (config.h, state_inode), while no request is served. A walk over the inodes the guest knows, each after
+ * the one it is found through; state_save packs the next ones into `to` (STATE_ROOM bytes at least), up to one that is
+ * lost; none after the last. STATE_CONFIRM, STATE_TAGS. */
+struct state_walk *state_walk_new(struct core *core, uint32_t flags);
+void state_walk_free(struct state_walk *walk);
+void state_save(struct state_walk *walk, uint8_t *to, uint64_t size, struct state_progress *progress);
+/* Takes in records, up to the first that is not found. With STATE_TAGS a file's handle must be the one that is told. */
+void state_load(struct core *core, const uint8_t *from, uint64_t size, uint32_t flags, struct state_progress *progress);
+/* The handle (lock owner) in the first used slot from `slot` on, and its descriptor; that slot, 0: there is none. */
+uint32_t state_next_handle(struct core *core, uint32_t slot, struct state_handle *handle, int32_t *fd);
+uint32_t state_next_owner(struct core *core, uint32_t slot, struct state_owner *owner);
+/* Opens a handle anew, under its old fh. 0 or -errno. */
+int state_load_handle(struct core *core, const struct state_handle *handle);
+/* To be saved; and set, first thing, in empty tables: -EBADMSG when they have no such slots. */
+void state_numbers(struct core *core, struct state_numbers *numbers);
+int state_set_numbers(struct core *core, const struct state_numbers *numbers);
 
 /* Inodes with a descriptor, the root's included. */
 uint64_t core_opened_count(struct core *core);

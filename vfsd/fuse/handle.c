@@ -98,6 +98,23 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 	return slot ? 0 : -ENOMEM;
 }
 
+int handle_record_of(struct core *core, uint32_t slot, uint64_t *nodeid)
+{
+	*nodeid = record_at(core, slot)->nodeid;
+	return record_at(core, slot)->fd;
+}
+
+void handle_place(struct core *core, uint64_t fh, uint64_t nodeid, int fd)
+{
+	uint32_t slot = (uint32_t)fh;
+
+	pthread_mutex_lock(&core->handles.lock);
+	*record_at(core, slot) = (struct handle_record){.slot = {.generation = fh >> 32}, .nodeid = nodeid, .fd = fd};
+	core->handles.private[slot] = (struct slot_private){.pins = 1};
+	slots_publish(&core->handles, slot);
+	pthread_mutex_unlock(&core->handles.lock);
+}
+
 int handle_get(struct core *core, uint64_t fh)
 {
 	struct handle_record *record;

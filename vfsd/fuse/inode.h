@@ -1,5 +1,6 @@
 /* The inode table's records, for the files that work on them: inode.c and inode_table.c (the table), inode_index.c (from keys to slots),
- * locate.c and locator.c (how an inode is found again), mounts.c (through which descriptor), evict.c (which is closed), restore.c (and opened again).
+ * locate.c and locator.c (how an inode is found again), mounts.c (through which descriptor), evict.c (which is closed), restore.c (and opened again),
+ * state_save.c and state_load.c (what a migration takes along).
  *
  * Every function here marked "locked" is called, and returns, with the table's lock held.
  */
@@ -142,6 +143,10 @@ uint32_t inode_pin_key(struct core *core, const struct inode_key *key, const str
 /* locate.c: where the inode of a pinned record, open as `fd`, will be found again. 0 with the base pinned (its slot in
  * *base) and the inode's present key, or -errno: it can't be, and keeps its descriptor. */
 int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, struct locator *to, uint32_t *base);
+/* The same of any open inode, whether or not it could be told from a later one of its number. `near`: a directory that it
+ * may be in, a nodeid; `handle` tells no more than it has. */
+int locate_near(struct core *core, uint64_t near, int fd, const struct inode_key *key, const struct inode_handle *handle,
+		struct locator *to, uint32_t *base);
 /* locator.c. Locked: a locator written to and read from a closed record. -ENOSPC when its tails find no room. */
 int locator_write(struct core *core, uint32_t slot, const struct locator *from);
 void locator_read(struct core *core, uint32_t slot, struct locator *to);

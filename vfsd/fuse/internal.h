@@ -188,6 +188,10 @@ void dax_closed(struct core *core, uint64_t nodeid);
 int handle_table_open(struct core *core);
 void handle_table_close(struct core *core);
 void handle_table_reset(struct core *core);
+/* For a migration: the descriptor and the nodeid of a valid record; and a record with an fh that is given, its slot
+ * reserved and free. */
+int handle_record_of(struct core *core, uint32_t slot, uint64_t *nodeid);
+void handle_place(struct core *core, uint64_t fh, uint64_t nodeid, int fd);
 /* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
 int handle_release(struct core *core, uint64_t fh);
 /* Whether a descriptor found in a record is open on the inode that the record names. */

@@ -254,6 +254,21 @@ static int locate_by_name(struct core *core, uint64_t near, int fd, const struct
 	return -ENOENT;
 }
 
+int locate_near(struct core *core, uint64_t near, int fd, const struct inode_key *key, const struct inode_handle *handle,
+		struct locator *to, uint32_t *base)
+{
+	int error = -EOPNOTSUPP;
+
+	*to = (struct locator){.tag = handle->tag};
+	if (core->config.flags & CORE_FILE_HANDLES)
+		error = locate_by_handle(core, near, fd, key, handle, to, base);
+	if (error < 0 && !(core->config.flags & CORE_FILE_HANDLES_ONLY))
+		error = locate_by_name(core, near, fd, key, to, base);
+	if (error == 0)
+		to->base = slots_id(&core->inodes, *base);
+	return error;
+}
+
 int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, struct locator *to, uint32_t *base)
 {
 	struct inode_handle handle;
@@ -269,16 +284,8 @@ int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, stru
 	file_handle_of(fd, "", &handle);
 	if (!handle.tag && !key->btime)
 		return -EOPNOTSUPP;
-	*to = (struct locator){.tag = handle.tag};
 	pthread_mutex_lock(&core->inodes.lock);
 	near = inode_record(core, slot)->base;
 	pthread_mutex_unlock(&core->inodes.lock);
-	error = -EOPNOTSUPP;
-	if (core->config.flags & CORE_FILE_HANDLES)
-		error = locate_by_handle(core, near, fd, key, &handle, to, base);
-	if (error < 0 && !(core->config.flags & CORE_FILE_HANDLES_ONLY))
-		error = locate_by_name(core, near, fd, key, to, base);
-	if (error == 0)
-		to->base = slots_id(&core->inodes, *base);
-	return error;
+	return locate_near(core, near, fd, key, &handle, to, base);
 }

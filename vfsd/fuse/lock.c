@@ -282,6 +282,22 @@ void lock_owner_put(struct core *core, uint32_t pinned)
 	lock_put(core, pinned);
 }
 
+uint32_t state_next_owner(struct core *core, uint32_t slot, struct state_owner *owner)
+{
+	for (; slot && slot < core->locks.high; slot++) {
+		const struct lock_record *record = lock_record(core, slot);
+
+		if (record->slot.valid != 1)
+			continue;
+		*owner = (struct state_owner){
+			.nodeid = record->nodeid, .owner = record->owner, .fh = record->fh, .pid = record->pid,
+			.fd = record->fd,
+		};
+		return slot;
+	}
+	return 0;
+}
+
 uint64_t core_lock_count(struct core *core)
 {
 	uint64_t count;

@@ -105,6 +105,16 @@ uint32_t slots_take(struct slots *slots)
 	return slot;
 }
 
+bool slots_reserve(struct slots *slots, uint32_t high, uint32_t generation)
+{
+	if (slots->count || high < slots->high || high > slots->capacity)
+		return false;
+	slots->free = 0;
+	slots->high = slots->header->high = high;
+	slots->generation = slots->header->generation = generation;
+	return true;
+}
+
 void slots_publish(struct slots *slots, uint32_t slot)
 {
 	ordered();

@@ -78,6 +78,9 @@ uint64_t slots_id(const struct slots *slots, uint32_t slot);
 
 /* A free slot with a new generation and no valid mark, or 0 when the table is full. */
 uint32_t slots_take(struct slots *slots);
+/* Of a table without records, the slots below `high` are for those that have them already, with generations up to the one
+ * given, and are not handed out. False when there are no such slots. */
+bool slots_reserve(struct slots *slots, uint32_t high, uint32_t generation);
 /* The record is complete: it gets its valid mark. */
 void slots_publish(struct slots *slots, uint32_t slot);
 /* The record is void. Its other fields stay readable until the slot is given back. */

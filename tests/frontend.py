@@ -275,9 +275,9 @@ class FrontEnd:
         """Tells the back-end the regions there are."""
         if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
             for region in self.regions:
-                if region.wire not in self._announced:
+                if region.wire not in self.announced:
                     self.tell(Request.ADD_MEM_REG, SingleRegion(region.wire), [region.fd])
-                    self._announced.append(region.wire)
+                    self.announced.append(region.wire)
         else:
             wires = tuple(region.wire for region in self.regions)
             self.tell(Request.SET_MEM_TABLE, MemoryTable(wires), [region.fd for region in self.regions])
@@ -293,7 +293,7 @@ class FrontEnd:
         self.regions.remove(region)
         if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
             self.tell(Request.REM_MEM_REG, SingleRegion(region.wire))
-            self._announced.remove(region.wire)
+            self.announced.remove(region.wire)
         else:
             self.share_memory()
         for base, view in list(self.memory.regions):
@@ -340,7 +340,7 @@ class FrontEnd:
         self.sock, self.channel = connect(), None
         self.sock.settimeout(self.timeout)
         self.features = self.protocol_features = 0
-        self._announced.clear()
+        self.announced.clear()
         for ring in self.rings:
             # As QEMU, which no back-end could tell the last index any more (virtio_queue_restore_last_avail_idx).
             ring.base = ring.queue.last_used if ring.queue else 0
@@ -374,7 +374,7 @@ class FrontEnd:
 
     def _layout_rings(self, queues: int, size: int) -> list[Ring]:
         """The rings one after the other from guest address 64 KiB; what is left is shared out for buffers."""
-        self._announced: list[MemoryRegion] = []
+        self.announced: list[MemoryRegion] = []
         where, end = [], 0x10000
         for _ in range(queues):
             where.append(layout(self.num, end))

@@ -315,9 +315,9 @@ class ShmemFrontEnd(FrontEnd):
 
     def _forget(self, mapped: Mapped) -> None:
         self.regions.remove(mapped)  # type: ignore[arg-type]
-        if mapped.wire in self._announced:
+        if mapped.wire in self.announced:
             self.dangling += not self.running
-            self._announced.remove(mapped.wire)
+            self.announced.remove(mapped.wire)
             self.tell(Request.REM_MEM_REG, SingleRegion(mapped.wire))
         self._share()
         mapped.close()
@@ -336,13 +336,13 @@ class ShmemFrontEnd(FrontEnd):
     def _add_regions(self) -> None:
         """In the order of guest addresses. With what is refused it ends, and tries again at the next change."""
         for region in sorted(self.regions, key=lambda region: region.wire.guest_addr):
-            if region.wire not in self._announced:
+            if region.wire not in self.announced:
                 try:
                     self.tell(Request.ADD_MEM_REG, SingleRegion(region.wire), [region.fd])
                 except OSError:
                     assert self.running, "QEMU does not start a device that refuses memory"
                     return
-                self._announced.append(region.wire)
+                self.announced.append(region.wire)
 
     def _answer(self, request: BackendRequest, flags: int, value: int) -> None:
         """QEMU looks at the flag alone, not at what was negotiated."""

@@ -96,6 +96,13 @@ class Config(NamedTuple):
     #: RLIMIT_NOFILE to set; 0 leaves it alone; None: the smaller of 1,000,000 and fs.nr_open, as far as permitted.
     rlimit_nofile: int | None = None
 
+    #: find-paths or file-handles, where a guest leaves; abort or guest-error, where it arrives.
+    migration_mode: str = "find-paths"
+    migration_on_error: str = "abort"
+    #: Where it leaves: tell file handles; look at every path again.
+    migration_verify_handles: bool = False
+    migration_confirm_paths: bool = False
+
     #: error, warn, info, debug, trace or off.
     log_level: str = "info"
     syslog: bool = False
@@ -250,14 +257,12 @@ def _keywords(row: Option) -> dict[str, Any]:
 
 def describe(row: Option) -> str:
     """The help of a row, with its default."""
-    if not row.built:
-        return f"{row.help}; not built yet"
     default = row.default or (row.metavar and Config._field_defaults[row.setting])
     return f"{row.help} (default: {default})" if default else row.help
 
 
 def _legacy_help() -> str:
-    keys = [key if text else f"{key}=" for key, (row, text) in LEGACY.items() if row.built]
+    keys = [key if text else f"{key}=" for key, (row, text) in LEGACY.items()]
     alone = "".join(f". {', '.join(row.legacy)}: {row.help}" for row in OPTIONS if not row.names)
     return f"The same in one list, a comma in a value doubled: {', '.join(keys)}{alone}"
 
@@ -332,7 +337,7 @@ examples:
 and in the guest:
   mount -t virtiofs data /mnt
 
-Options that virtiofsd has and vfsd has not yet built end the start with status 2 and their name.
+What virtiofsd has and vfsd has not yet built ends the start with status 2 and its name.
 SIGUSR1 makes the daemon log how many requests of each kind it has served.
 Exit status: 0 the guest left, 1 failed or was told to end (SIGTERM, SIGHUP), 2 wrong usage.
 """

@@ -6,6 +6,7 @@ Rule 2. All it uses is imported before it runs: behind the sandbox's walls nothi
 
 import ast  # noqa: F401  (traceback imports it at its first use)
 import contextlib
+import fcntl
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import vfsd.ops  # noqa: F401  (registers the ops that Python serves)
-from vfsd import descriptors, worker
+from vfsd import descriptors, transfer, worker
 from vfsd.config import Config
 from vfsd.device import QUEUES, FsDevice
 from vfsd.listen import Listener
@@ -26,6 +27,7 @@ from vfsd.window import Window
 from vhost.backend import Backend
 from vhost.blame import blame
 from vhost.connection import Disconnected
+from vhost.device import Refused
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
 from vhost.message import ProtocolFeature
@@ -86,7 +88,8 @@ class Control:
         self._signals = Signals(self._report)
         self._supervisor = Supervisor(self._signals.fileno(), self._signals.check, share.proc_fd)
         self._window = Window(config.dax_window, share.padded) if share.padded else None
-        self._device = FsDevice(config, share, self._park, self._window)
+        self._transfer = transfer.Transfer(self._signals.fileno(), self._signals.check)
+        self._device = FsDevice(config, share, self._park, self._move, lambda: self._transfer.outcome, self._window)
         self._table, self._states = table_arena(), state_arena(QUEUES)
         self._inflight = inflight_arena(QUEUES)
         self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -165,6 +168,7 @@ class Control:
             status = 1
         self._backend.close()
         self._backend = None
+        self._transfer.given.forget()
         if self._window:
             self._window.clear()
         self._sweep()
@@ -175,15 +179,21 @@ class Control:
     def _turn(self, backend: Backend) -> None:
         """Waits for what comes next, and does it."""
         supervisor = self._supervisor
-        if (supervisor.left_strays or self._device.left_strays) and not supervisor.running:
+        idle = not supervisor.running and not self._transfer.running
+        if (supervisor.left_strays or self._device.left_strays) and idle:
             self._sweep()
-        waiting = not supervisor.running and bool(backend.runnable())
-        sources = [backend.fileno(), supervisor.pidfd, self._broken, *self._window_sources(backend)]
+        waiting = idle and bool(backend.runnable())
+        frontend = -1 if backend.waits else backend.fileno()
+        sources = [frontend, supervisor.pidfd, self._transfer.pidfd, self._broken, *self._window_sources(backend)]
         readable = self._readable(sources, self._timeout(backend, waiting))
         # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
             backend.handle()
             self._settled = False
+        if self._transfer.running and self._transfer.pidfd in readable:
+            self._transfer.collect()
+            self._end_transfer()
+            backend.transferred()
         if backend.channel and backend.channel.fileno() in readable:
             backend.handle_channel()
         if backend.channel and backend.channel.taken in readable:
@@ -261,6 +271,8 @@ class Control:
     def _start(self, backend: Backend) -> None:
         backend.memory.settle()
         self._resume_window(backend)
+        if lost := self._transfer.given.take_again():
+            log.error("%d locks of the guest were lost to others while it was not moved after all", lost)
         spec = worker.Spec(
             self._share,
             self._device,
@@ -291,6 +303,9 @@ class Control:
         Raises RemoteProtocolError when they all die at their start: where the rings are is not known, and a wrong base
         would have the guest's requests served twice or never.
         """
+        if self._transfer.running:
+            self._transfer.cancel()
+            self._end_transfer()
         self._supervisor.stop()
         self._suspend_window()
         backend, attempts = self._backend, 0
@@ -303,6 +318,33 @@ class Control:
             self._supervisor.stop()
             self._suspend_window()
             attempts += self._supervisor.futile or backend.left
+
+    def _move(self, load: bool, fd: int) -> None:
+        """Begins to move the guest's state through `fd`. Raises Refused."""
+        self._park()
+        backend, device = self._backend, self._device
+        assert backend
+        if self._window:
+            raise Refused("a guest with a DAX window can't be moved")
+        if load:
+            device.reset()
+        room = descriptors.room(len(self._own | backend.descriptors()))
+        settings = transfer.settings_for(self._config, device.settings(1, room), load)
+        pipe = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        spec = transfer.Spec(
+            self._config, self._share, settings, device.arenas, backend, load, pipe, self._transfer.given
+        )
+        try:
+            self._transfer.start(spec)
+        except OSError as error:
+            os.close(pipe)
+            raise Refused(f"no process can be started: {error.strerror}") from None
+
+    def _end_transfer(self) -> None:
+        """What a transfer has opened and nobody owns is swept; what it has loaded in vain is dropped."""
+        self._supervisor.left_strays = True
+        if self._transfer.load and not self._transfer.outcome:
+            self._device.reset()
 
     def _report(self) -> None:
         """Says what was served for this front-end."""

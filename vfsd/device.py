@@ -45,13 +45,23 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
+    | ProtocolFeature.DEVICE_STATE
 )
 
 
 class FsDevice:
-    """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does."""
+    """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does, `move` and `moved` what
+    transfer and transferred do."""
 
-    def __init__(self, config: Config, share: Share, park: Callable[[], None], window: Window | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        share: Share,
+        park: Callable[[], None],
+        move: Callable[[bool, int], None],
+        moved: Callable[[], bool | None],
+        window: Window | None = None,
+    ) -> None:
         self.features: int = FEATURES
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
         self.protocol_features: int = PROTOCOL_FEATURES | (ProtocolFeature.CONFIG if config.tag else 0)
@@ -61,6 +71,8 @@ class FsDevice:
             self.protocol_features |= ProtocolFeature.SHMEM
             if window.size > SLOTS_SIZE:
                 self.protocol_features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+            # What is mapped can't be moved, and no front-end with a window moves a guest.
+            self.protocol_features &= ~ProtocolFeature.DEVICE_STATE
         self.queues = QUEUES
         self.session = Arena("vfsd-session", 4096)
         self.inodes = Arena("vfsd-inodes", INODES_SIZE)
@@ -71,6 +83,7 @@ class FsDevice:
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
         self.left_strays = False
         self._config, self._share, self._park, self._window = config, share, park, window
+        self._move, self._moved = move, moved
         for sentence in warnings(config, share.facts):
             log.warning("%s", sentence)
 
@@ -121,6 +134,12 @@ class FsDevice:
 
     def quiesce(self) -> None:
         self._park()
+
+    def transfer(self, load: bool, fd: int) -> None:
+        self._move(load, fd)
+
+    def transferred(self) -> bool | None:
+        return self._moved()
 
     def reset(self) -> None:
         for arena in self.arenas:

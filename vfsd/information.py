@@ -14,9 +14,9 @@ Text = Callable[[], str]
 
 VERSION = "0.1.0"
 
-#: "separate-options": options need not be packed into one `-o` list (libvirt). "…-negotiation-mode": the option takes
-#: never, auto or always (incus).
-FEATURES = ("posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options")
+#: For libvirt: "migrate-precopy", a guest can move to another host; "separate-options", options need not be packed into
+#: one `-o` list. For incus: "…-negotiation-mode", the option takes never, auto or always.
+FEATURES = ("migrate-precopy", "posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options")
 
 TEMPLATE = os.path.join(os.path.dirname(__file__), "data", "50-vfsd.json")
 

@@ -27,7 +27,6 @@ class Option(NamedTuple):
     legacy: Mapping[str, str | None] = {}
     #: Each use adds to what the ones before gave; otherwise the last wins.
     repeats: bool = False
-    built: bool = True
     #: The default in words, where Config's own value does not say it.
     default: str = ""
     #: Makes what the option prints before it ends the program.
@@ -40,8 +39,8 @@ class Option(NamedTuple):
     def value(self, text: str, name: str) -> Any:
         """What `text` means to Config; `name` is the option as the user typed it. Raises UsageError."""
         word = text.lower()
-        if not self.built or word in self.unbuilt:
-            given = f"{name}={text}" if word in self.unbuilt and word != self.constant else name
+        if word in self.unbuilt:
+            given = f"{name}={text}" if word != self.constant else name
             raise UsageError(f"{given} is not built yet in vfsd: leave it out")
         if self.words:
             if word not in self.words:

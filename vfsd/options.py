@@ -1,10 +1,11 @@
 """The command line as data: one row per option. Parsing, `--help`, docs/options.md and "not built yet" come from it.
 
 Names and meanings are those of Rust virtiofsd 1.14, unless a row says "vfsd only". What virtiofsd has and vfsd has not
-built is a row too, or a word in its row's `unbuilt`: it ends the start by name rather than being ignored.
+built is a word in its row's `unbuilt`: it ends the start by name rather than being ignored.
 """
 
 from vfsd import information, translate, values, xattrmap
+from vfsd.migration_options import MIGRATION
 from vfsd.option import Option
 from vfsd.window_options import WINDOW
 
@@ -331,13 +332,6 @@ _PROCESS = (
     Option("--syslog", "Log to syslog rather than to standard error", "syslog", words=_SWITCH),
 )
 
-_MIGRATION = (
-    Option("--migration-mode", "How a migrated guest's files are found again", "", "MODE", built=False),
-    Option("--migration-on-error", "What happens if one is not found", "", "ACTION", built=False),
-    Option("--migration-verify-handles", "Check file handles on arrival", built=False),
-    Option("--migration-confirm-paths", "Check paths before leaving", built=False),
-)
-
 _COMPATIBILITY = (Option("-f", "No effect: vfsd never leaves the foreground", words=_ACCEPTED),)
 
 _INFORMATION = (
@@ -360,7 +354,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "file-system semantics": _SEMANTICS,
     "sandbox and identity": _SANDBOX,
     "process and log": _PROCESS,
-    "migration": _MIGRATION,
+    "migration": MIGRATION,
     "compatibility": _COMPATIBILITY,
     "information, without privilege": _INFORMATION,
 }

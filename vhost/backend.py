@@ -21,8 +21,13 @@ from .inflight import InflightRegions
 from .log import DirtyLog
 from .memory import MAX_SLOTS, PRIVATE, GuestMemory
 from .message import (
+    NO_FD,
     NOT_SHARED,
     SHARED_REGIONS,
+    STATE_FAILED,
+    STATE_LOAD,
+    STATE_SAVE,
+    STATE_STOPPED,
     U64,
     Config,
     Fds,
@@ -31,8 +36,10 @@ from .message import (
     Log,
     MemoryTable,
     ProtocolFeature,
+    Request,
     SharedMemory,
     SingleRegion,
+    StateTransfer,
     VringAddr,
     VringFile,
     VringState,
@@ -64,6 +71,7 @@ class Backend:
         self.channel: BackendChannel | None = None
         self._connection = Connection(sock)
         self._status = 0
+        self._check: Message | None = None
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -79,18 +87,29 @@ class Backend:
         return self._connection.features
 
     def handle(self) -> None:
-        """Serves what the socket holds, without waiting. Call when it is readable.
+        """Serves what the socket holds, without waiting. Call when it is readable, unless `waits`.
 
         Raises Disconnected; RemoteProtocolError. Either way, what remains is to close().
         """
         for _ in range(BURST):
-            message = self._connection.receive()
+            message = None if self.waits else self._connection.receive()
             if message is None:
                 return
             try:
                 self._serve(message)
             finally:
                 close_all(message.fds)
+
+    @property
+    def waits(self) -> bool:
+        """The front-end waits to hear how a transfer of state ends: `transferred` tells it."""
+        return self._check is not None
+
+    def transferred(self) -> None:
+        """Call when a transfer of state has ended. Raises Disconnected; RemoteProtocolError."""
+        if self._check:
+            message, self._check = self._check, None
+            self._serve(message)
 
     def handle_channel(self) -> None:
         """Serves what the back-end channel holds, without waiting. Call when it is readable, and after `handle`: a
@@ -149,6 +168,7 @@ class Backend:
             logger.error("%s", str(error))
         for vring in self.vrings:
             vring.reset()
+        self._check = None
         self.memory.clear()
         self.inflight.clear()
         self.log.clear()
@@ -167,6 +187,10 @@ class Backend:
         if row.fds is not Fds.NONE:
             arguments.append(message.fds)
         try:
+            if row.request is Request.CHECK_DEVICE_STATE and self.device.transferred() is None:
+                # What was sent, or read, to its end is not yet done.
+                self._check = message
+                return
             if row.quiesces:
                 self.device.quiesce()
             result = getattr(self, row.method)(*arguments)
@@ -260,6 +284,22 @@ class Backend:
 
     def get_shmem_config(self) -> SharedMemory:
         return SharedMemory(tuple(self.device.shared_memory.get(region, 0) for region in range(SHARED_REGIONS)))
+
+    def set_device_state_fd(self, transfer: StateTransfer, fds: list[int]) -> U64:
+        """The reply's bit 8 says that no descriptor of ours takes the place of the one that came."""
+        try:
+            if transfer.direction not in (STATE_SAVE, STATE_LOAD) or transfer.phase != STATE_STOPPED:
+                raise Refused(f"there is no direction {transfer.direction} in a phase {transfer.phase}")
+            if started := [vring.index for vring in self.vrings if vring.started]:
+                raise Refused(f"ring {started[0]} runs: a device's state is moved while its rings are stopped")
+            self.device.transfer(transfer.direction == STATE_LOAD, fds[0])
+        except Refused as refusal:
+            logger.error("SET_DEVICE_STATE_FD refused: %s", str(refusal))
+            return U64(NO_FD | STATE_FAILED)
+        return U64(NO_FD)
+
+    def check_device_state(self) -> U64:
+        return U64(0 if self.device.transferred() else STATE_FAILED)
 
     # Memory.
 

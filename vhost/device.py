@@ -43,3 +43,13 @@ class Device(Protocol):
 
     def reset(self) -> None:
         """The device is reset, or its front-end is gone. No worker runs."""
+
+    def transfer(self, load: bool, fd: int) -> None:
+        """Begins to write the device's state to a pipe, until it ends there, or to read it from one to its end. Returns
+        at once. Every ring is stopped. `fd` is the caller's, and may be closed. Raises Refused.
+
+        `quiesce` and `reset` give up a transfer that is under way.
+        """
+
+    def transferred(self) -> bool | None:
+        """Whether the last transfer came to a good end; None while it is under way."""

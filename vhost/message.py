@@ -22,6 +22,9 @@ MAX_CONFIG_SIZE = 256  # bytes of device configuration space in one message (QEM
 SHARED_REGIONS = 256  # a region's number is a byte
 SHARED_WRITABLE = 0x1  # SharedMapping.flags
 NO_FD = 0x100  # SET_VRING_KICK, CALL and ERR: no descriptor comes with this message
+STATE_SAVE, STATE_LOAD = 0, 1  # StateTransfer.direction
+STATE_STOPPED = 0  # StateTransfer.phase: every ring is stopped, and stays so
+STATE_FAILED = 1  # the reply to SET_DEVICE_STATE_FD and CHECK_DEVICE_STATE, any value but 0 in the low byte
 VRING_F_LOG = 0x1  # VringAddr.flags: writes to the used ring are logged
 
 SHARE_ON = (
@@ -54,6 +57,7 @@ class ProtocolFeature(IntFlag):
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    DEVICE_STATE = 1 << 19
     SHMEM = 1 << 22
 
 
@@ -214,6 +218,13 @@ class Inflight(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class StateTransfer(Payload):
+    layout = Struct("=II")
+    direction: int
+    phase: int
+
+
+@dataclass(frozen=True, slots=True)
 class SharedMemory(Payload):
     """The device's regions of shared memory: how many there are, four bytes of padding, and the size of each that could
     be, 0 where there is none."""
@@ -299,6 +310,8 @@ class Request(IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
     GET_SHMEM_CONFIG = 44
 
 
@@ -367,16 +380,12 @@ ROWS = _table(
     Row(Request.SET_INFLIGHT_FD, Inflight, fds=Fds.ONE, feature=ProtocolFeature.INFLIGHT_SHMFD, quiesces=True),
     Row(Request.RESET_DEVICE, feature=ProtocolFeature.RESET_DEVICE, quiesces=True),
     Row(Request.GET_MAX_MEM_SLOTS, reply=U64, feature=ProtocolFeature.CONFIGURE_MEM_SLOTS),
-    Row(
-        Request.ADD_MEM_REG,
-        SingleRegion,
-        fds=Fds.ONE,
-        feature=ProtocolFeature.CONFIGURE_MEM_SLOTS,
-        without_fd=NOT_SHARED,
-    ),
+    Row(Request.ADD_MEM_REG, SingleRegion, None, Fds.ONE, ProtocolFeature.CONFIGURE_MEM_SLOTS, False, NOT_SHARED),
     Row(Request.REM_MEM_REG, SingleRegion, fds=Fds.OPTIONAL, feature=ProtocolFeature.CONFIGURE_MEM_SLOTS),
     Row(Request.SET_STATUS, U64, feature=ProtocolFeature.STATUS),
     Row(Request.GET_STATUS, reply=U64, feature=ProtocolFeature.STATUS),
+    Row(Request.SET_DEVICE_STATE_FD, StateTransfer, U64, Fds.ONE, ProtocolFeature.DEVICE_STATE),
+    Row(Request.CHECK_DEVICE_STATE, reply=U64, feature=ProtocolFeature.DEVICE_STATE),
     Row(Request.GET_SHMEM_CONFIG, reply=SharedMemory, feature=ProtocolFeature.SHMEM),
 )
 

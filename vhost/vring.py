@@ -70,7 +70,7 @@ class Vring:
                 f"ring {self.index} has size {num}: give the device a queue-size that is a power of two "
                 f"up to {lib.VIRTQ_MAX_SIZE}"
             )
-        if num != self.num:
+        if self.num and num != self.num:
             self.discard()
         self.num = num
 
@@ -89,7 +89,7 @@ class Vring:
         # virtio 1.3, section 2.7: alignment of the descriptor table, the available and the used ring.
         if addr.desc % 16 or addr.avail % 2 or addr.used % 4:
             raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index}: an address is misaligned")
-        if not self.addr or _parts(addr) != _parts(self.addr):
+        if self.addr and _parts(addr) != _parts(self.addr):
             self.discard()
         self.addr = addr
 

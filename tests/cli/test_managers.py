@@ -1,6 +1,6 @@
 """The command lines by which virtual machine managers start a virtiofs daemon, as data.
 
-Each either means the settings beside it, or asks for something not built, and then that is named.
+Each means the settings beside it.
 """
 
 import json
@@ -8,7 +8,6 @@ import json
 import pytest
 
 from vfsd.config import Config, parse
-from vfsd.errors import UsageError
 from vfsd.translate import rule
 from vfsd.values import IdMap
 
@@ -219,30 +218,21 @@ STARTED: list[tuple[str, str, Config]] = [
         "--socket-path /tmp/fs --shared-dir /srv --cache never --thread-pool-size 8",
         Config(shared_dir="/srv", socket_path="/tmp/fs", cache="never", threads=8),
     ),
-]
-
-FEATURES = ["posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options"]
-
-#: Manager, arguments, and what of them is not built yet.
-REFUSED = [
     (
         "KubeVirt",
         "--socket-path=s --shared-dir=/srv --sandbox=none --cache=auto --migration-on-error=guest-error "
         "--migration-mode=find-paths",
-        "--migration-on-error",
+        Config(
+            shared_dir="/srv", socket_path="s", sandbox="none", cache="auto", migration_on_error="guest-error"
+        ),
     ),
 ]
 
+FEATURES = ["migrate-precopy", "posix-acl-negotiation-mode", "security-label-negotiation-mode", "separate-options"]
 
 @pytest.mark.parametrize(("arguments", "config"), [row[1:] for row in STARTED], ids=[row[0] for row in STARTED])
 def test_started(arguments: str, config: Config) -> None:
     assert parse(arguments.split()) == config
-
-
-@pytest.mark.parametrize(("arguments", "name"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_refused_by_name(arguments: str, name: str) -> None:
-    with pytest.raises(UsageError, match=f"^{name} is not built yet in vfsd"):
-        parse(arguments.split())
 
 
 def test_capabilities_are_those_managers_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,23 @@ def start(tmp_path: Path, share: Path) -> Iterator[Callable[..., Daemon]]:
 
 
 @pytest.fixture
+def daemons(tmp_path: Path, share: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons on `share`, or on another directory, each with a socket of its own. Without a sandbox, unless an
+    option asks for one."""
+    with ExitStack() as stack:
+        started: list[Daemon] = []
+
+        def begin(*options: str, directory: Path = share, **how: list[str]) -> Daemon:
+            if not any(option.startswith("--sandbox") for option in options):
+                options = ("--sandbox=none", *options)
+            daemon = Daemon(directory, tmp_path / f"vfsd{len(started)}.sock", *options, **how)
+            started.append(stack.enter_context(daemon))
+            return daemon
+
+        yield begin
+
+
+@pytest.fixture
 def daemon(start: Callable[..., Daemon]) -> Daemon:
     """A daemon without a sandbox."""
     return start("--sandbox=none")

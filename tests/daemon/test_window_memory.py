@@ -109,7 +109,7 @@ def test_pauses(vm: Guest, model: Model) -> None:
         assert model.setup(model.files[0], 0, PAGE, 0) == 0
         assert model.setup(model.files[0], 0, PAGE, PAGE) == 0
         assert model.remove([(PAGE, PAGE)]) == 0
-    assert len(vm.fe._announced) == memory + MANY - 1, "what was mapped since is refused"
+    assert len(vm.fe.announced) == memory + MANY - 1, "what was mapped since is refused"
 
 
 def test_the_window_of_another_device(vm: Guest, model: Model, share: Path) -> None:

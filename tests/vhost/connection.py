@@ -37,6 +37,9 @@ class RecordingDevice:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.shared_memory = {0: 2 * MIB}
+        #: What `transferred` says, and what came by `transfer`: the direction, and which pipe.
+        self.outcome: bool | None = False
+        self.transfers: list[tuple[bool, int]] = []
 
     def read_config(self, offset: int, size: int) -> bytes:
         return CONFIG[offset : offset + size]
@@ -52,6 +55,12 @@ class RecordingDevice:
 
     def reset(self) -> None:
         self.calls.append("reset")
+
+    def transfer(self, load: bool, fd: int) -> None:
+        self.transfers.append((load, os.fstat(fd).st_ino))
+
+    def transferred(self) -> bool | None:
+        return self.outcome
 
 
 class Connection:

@@ -93,6 +93,12 @@ class EchoDevice:
     def reset(self) -> None:
         assert not self._running
 
+    def transfer(self, load: bool, fd: int) -> None:
+        raise Refused("there is no state")
+
+    def transferred(self) -> bool:
+        return False
+
     def _serve(self, sock: socket.socket) -> None:
         backend = Backend(sock, self, *self._arenas)
         try:

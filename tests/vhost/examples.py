@@ -23,6 +23,7 @@ from vhost.message import (
     SharedMapping,
     SharedMemory,
     SingleRegion,
+    StateTransfer,
     VringAddr,
     VringFile,
     VringState,
@@ -42,6 +43,7 @@ PAYLOADS: dict[type[Payload] | None, Payload | None] = {
     Log: Log(4096, 0),
     Config: Config(0, 0, b"configuration"),
     Inflight: Inflight(65536, 0, 2, 128),
+    StateTransfer: StateTransfer(0, 0),
     SharedMemory: SharedMemory((1 << 21, *[0] * 255)),
     SharedMapping: SharedMapping(0, 4096, 1 << 21, 8192, 1),
 }

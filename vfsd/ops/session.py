@@ -98,6 +98,38 @@ def negotiated(settings: Settings, offered: int) -> int:
     return offered & flags
 
 
+#: The options that make us agree to flags which one of two daemons has agreed to, and the other would not.
+OPTIONS = {
+    lib.FUSE_WRITEBACK_CACHE: "--writeback",
+    ACLS: "--posix-acl",
+    lib.FUSE_SECURITY_CTX: "--security-label",
+    lib.FUSE_HANDLE_KILLPRIV_V2 | lib.FUSE_ATOMIC_O_TRUNC: "--killpriv-v2",
+    lib.FUSE_SUBMOUNTS: "--announce-submounts",
+    lib.FUSE_POSIX_LOCKS: "--posix-lock",
+    lib.FUSE_FLOCK_LOCKS: "--flock",
+    lib.FUSE_DO_READDIRPLUS | lib.FUSE_READDIRPLUS_AUTO: "--readdirplus",
+    lib.FUSE_CACHE_SYMLINKS: "--cache",
+    lib.FUSE_DIRECT_IO_ALLOW_MMAP: "--allow-mmap",
+    lib.FUSE_ALLOW_IDMAP: "--no-allow-idmap",
+    lib.FUSE_MAP_ALIGNMENT | lib.FUSE_HAS_INODE_DAX: "--dax-window",
+}
+
+
+def differences(settings: Settings, agreed: int) -> list[str]:
+    """What another daemon has agreed to, and one with these settings would not: the options to look at."""
+    mine = wanted(settings)
+    if settings.killpriv:
+        mine |= lib.FUSE_ATOMIC_O_TRUNC
+    if settings.posix_acl != "never":
+        mine |= ACLS
+    if settings.security_label != "never":
+        mine |= lib.FUSE_SECURITY_CTX
+    other = agreed & ~mine
+    found = [option for flags, option in OPTIONS.items() if other & flags]
+    unknown = other & ~sum(OPTIONS)
+    return [*found, f"FUSE flags {unknown:#x} of a newer vfsd"] if unknown else found
+
+
 def _refusal(option: str, what: str) -> OSError:
     log.error("%s=always: the guest's kernel does not offer %s, so it can't mount", option, what)
     return OSError(errno.EPROTO, f"the guest does not offer {what}")

@@ -42,8 +42,9 @@ class Placing:
         for mapping in mappings:
             base = region.guest_addr - mapping.offset
             same_part = (mapping.file_offset, mapping.length) == (region.mmap_offset, region.size)
-            # PCI has what it places lie at multiples of its size.
-            if same_part and base % self._size == 0 and _same_file(fd, self._files[mapping.file]):
+            # PCI has what it places lie at multiples of its size, and no machine has addresses of more than 52 bits.
+            placeable = base % self._size == 0 and base + self._size <= USER
+            if same_part and placeable and _same_file(fd, self._files[mapping.file]):
                 if running:
                     self._base = base
                 else:
@@ -57,6 +58,9 @@ class Placing:
             for offset in list(self._shown):
                 self.update(memory, offset, None)
             self._base = base
+        for offset, (_, region) in list(self._shown.items()):
+            if not memory.shows(region):
+                del self._shown[offset]
         for mapping in mappings:
             self.update(memory, mapping.offset, mapping)
 
@@ -73,8 +77,8 @@ class Placing:
         if mapping and self._base is not None:
             address = self._base + offset
             region = MemoryRegion(address, mapping.length, USER + address, mapping.file_offset)
-            self._shown[offset] = mapping, region
-            memory.show(region, self._files[mapping.file])
+            if memory.show(region, self._files[mapping.file]):
+                self._shown[offset] = mapping, region
 
 
 def _same_file(one: int, other: int) -> bool:

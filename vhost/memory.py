@@ -25,6 +25,7 @@ from .protocol import RemoteProtocolError, close_all
 
 MAX_SLOTS = 512  # what GET_MAX_MEM_SLOTS answers: QEMU uses no more (VHOST_USER_MAX_RAM_SLOTS)
 CAPACITY = 4096  # records of the table, so that retired ones rarely force it to be packed
+SHOWN_MAX = CAPACITY - 2 * MAX_SLOTS  # mappings shown; what is told finds room beside them
 Place = tuple[int, int, int]  # guest address, user address, size
 Key = tuple[MemoryRegion, int, int]  # and identity of the file
 NO_FILE = (-1, -1)  # in place of that of a mapping, of which there is only one at its address
@@ -88,6 +89,7 @@ class GuestMemory:
         """
         if not wires:
             raise RemoteProtocolError("SET_MEM_TABLE holds no memory region")
+        self._mappings.clear()
         told = [(wire, fd) for wire, fd in zip(wires, fds, strict=True) if not self._is_mapping(wire, fd)]
         wanted = [_examine(wire, fd) for wire, fd in told]
         _check_apart(wanted)
@@ -128,11 +130,17 @@ class GuestMemory:
             raise RemoteProtocolError(f"REM_MEM_REG names no live region: {_describe(wire)}")
         self._tell([], gone, [])
 
-    def show(self, wire: MemoryRegion, fd: int) -> None:
-        """The device has this mapping in the file `fd`, which stays the caller's. Where the front-end has told of
-        memory, that is what is there."""
-        if not any(_overlap(wire, region.wire) for region in self.regions):
-            self._change(self._shown, [Region(wire, *NO_FILE, os.dup(fd))], [])
+    def show(self, wire: MemoryRegion, fd: int) -> bool:
+        """The device has this mapping in the file `fd`, which stays the caller's. False where the front-end has told of
+        memory, which is what is there, and beyond SHOWN_MAX of them."""
+        if len(self._shown) == SHOWN_MAX or any(_overlap(wire, region.wire) for region in self.regions):
+            return False
+        self._change(self._shown, [Region(wire, *NO_FILE, os.dup(fd))], [])
+        return True
+
+    def shows(self, wire: MemoryRegion) -> bool:
+        """Whether a mapping that was shown still is: memory that is told of later hides it."""
+        return (wire, *NO_FILE) in self._shown
 
     def hide(self, wire: MemoryRegion) -> None:
         """The device has it no more. `quiesce` was called if a worker had used it."""

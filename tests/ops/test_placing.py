@@ -87,3 +87,21 @@ def test_what_is_being_mapped_anew_is_not_probed_over(worker: Worker) -> None:
     worker.resume(paused=True)
     worker.done()
     assert worker.channel.asked == [*mapped("file7", 0, 0), *mapped("file7", 2 * PAGE, 2 * PAGE)]
+
+
+def test_what_memory_has_hidden_is_shown_to_the_next_worker(worker: Worker) -> None:
+    worker.setup(7, 0)
+    worker.done()
+    worker.memory.shown.clear()
+    worker.window.suspend()
+    worker.resume()
+    assert worker.memory.names() == {(BASE, PAGE, 0): "file7"}
+
+
+def test_an_address_that_no_machine_has_is_ignored(worker: Worker) -> None:
+    worker.window.suspend()
+    worker.window.clear()
+    worker.begin(1 << 63)
+    worker.setup(7, 0)
+    worker.done()
+    assert worker.memory.names() == {}

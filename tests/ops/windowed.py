@@ -61,9 +61,13 @@ class Memory:
     def __init__(self) -> None:
         self.shown: dict[MemoryRegion, str] = {}
 
-    def show(self, wire: MemoryRegion, fd: int) -> None:
+    def show(self, wire: MemoryRegion, fd: int) -> bool:
         assert wire not in self.shown
         self.shown[wire] = os.readlink(f"/proc/self/fd/{fd}").removeprefix("/memfd:").split(" ")[0]
+        return True
+
+    def shows(self, wire: MemoryRegion) -> bool:
+        return wire in self.shown
 
     def hide(self, wire: MemoryRegion) -> None:
         del self.shown[wire]

@@ -273,13 +273,35 @@ def test_nothing_is_used_where_no_worker_runs(memory: GuestMemory, quiesce: Quie
     os.close(fd)
 
 
+def test_there_is_always_room_for_what_is_told(memory: GuestMemory) -> None:
+    fd = file()
+    shown = [memory.show(region(1000 + page), fd) for page in range(memory_module.CAPACITY)]
+    assert sum(shown) == memory_module.SHOWN_MAX and all(shown[: memory_module.SHOWN_MAX])
+    for page in range(memory_module.MAX_SLOTS):
+        memory.add(region(page, 1, page % 64), [file()])
+    for page in range(memory_module.CAPACITY):
+        memory.hide(region(1000 + page))
+    assert len(live(memory)) == memory_module.MAX_SLOTS
+    os.close(fd)
+
+
+def test_a_new_table_is_all_there_is(memory: GuestMemory) -> None:
+    fds = [mapped()]
+    memory.add(region(16), fds)
+    memory.set_table([region(0)], [file()])
+    with pytest.raises(RemoteProtocolError, match="names no live region"):
+        memory.remove(region(16))
+    close_all(fds)
+
+
 def test_told_memory_wins(memory: GuestMemory) -> None:
     fd = file()
     memory.set_table([region(0, 2)], [file()])
-    memory.show(region(1, 2), fd)
+    assert not memory.show(region(1, 2), fd)
     assert live(memory) == [region(0, 2)]
-    memory.show(region(8, 2), fd)
+    assert memory.show(region(8, 2), fd) and memory.shows(region(8, 2))
     memory.add(region(9), [file()])
+    assert not memory.shows(region(8, 2))
     assert live(memory) == [region(0, 2), region(9)]
     memory.hide(region(8, 2))
     os.close(fd)

@@ -1,12 +1,19 @@
 """Arenas: zeroed memory that several processes see, and that outlives any of them but the one that made it.
 
 Rule 1. An arena holds plain records: no pointers, no locks.
-Rule 2. It is made before the fork and inherited with it: a memfd mapped shared, whose descriptor nobody else needs.
+Rule 2. It is made before the fork and inherited with it: a memfd mapped shared. Its descriptor is for a process that
+        is to take the place of the one that made it.
 """
 
 import mmap
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
+
+from .saved import StateError
+
+#: Makes or finds an arena, by name and size.
+Maker = Callable[[str, int], "Arena"]
 
 
 class Arena:
@@ -14,14 +21,36 @@ class Arena:
 
     def __init__(self, name: str, size: int) -> None:
         """`name` shows in /proc/self/maps. Raises OSError when the host has no memory or descriptors left."""
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        self._map_file(os.memfd_create(name, os.MFD_CLOEXEC), name, size, new=True)
+
+    @classmethod
+    def of(cls, fd: int, name: str, size: int) -> Self:
+        """An arena that another process has made, with all it holds; `fd` is the arena's from now on.
+
+        Raises OSError; StateError for a file of another size.
+        """
+        arena = cls.__new__(cls)
+        arena._map_file(fd, name, size, new=False)
+        return arena
+
+    def _map_file(self, fd: int, name: str, size: int, new: bool) -> None:
         try:
-            os.ftruncate(fd, size)
+            if new:
+                os.ftruncate(fd, size)
+            elif (found := os.fstat(fd).st_size) != size:
+                raise StateError(f"arena {name} has {found} bytes, not {size}")
             self._map = mmap.mmap(fd, size)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        #: Its file.
+        self.fd = fd
         self.name = name
         self.size = size
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
     def pointer(self, ffi: Any, ctype: str, offset: int = 0) -> Any:
         """A C pointer of type `ctype` to the record at `offset` bytes, which keeps the arena alive.

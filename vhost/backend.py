@@ -56,12 +56,10 @@ class Backend:
     """Serves the front-end at the other end of `sock`, a connected stream socket, which it owns.
 
     The arenas are those of memory.table_arena, vring.state_arena and inflight.inflight_arena, the latter two for
-    `device.queues` rings.
+    `device.queues` rings: fresh, as `close` leaves them, or about to be resumed (resume.py).
     """
 
     def __init__(self, sock: socket.socket, device: Device, table: Arena, states: Arena, inflight: Arena) -> None:
-        states.clear()
-        inflight.clear()
         self.device = device
         self.features = 0  #: virtio features negotiated
         self.memory = GuestMemory(table, device.quiesce, device.is_mapping)
@@ -69,22 +67,22 @@ class Backend:
         self.inflight = InflightRegions(inflight, device.queues)
         self.log = DirtyLog()
         self.channel: BackendChannel | None = None
-        self._connection = Connection(sock)
-        self._status = 0
+        self.connection = Connection(sock)
+        self.status = 0
         self._check: Message | None = None
 
     def fileno(self) -> int:
-        return self._connection.fileno()
+        return self.connection.fileno()
 
     @property
     def left(self) -> bool:
         """The front-end has closed its end, though there may be messages of it yet."""
-        return self._connection.left
+        return self.connection.left
 
     @property
     def protocol_features(self) -> int:
         """Protocol features negotiated."""
-        return self._connection.features
+        return self.connection.features
 
     def handle(self) -> None:
         """Serves what the socket holds, without waiting. Call when it is readable, unless `waits`.
@@ -92,7 +90,7 @@ class Backend:
         Raises Disconnected; RemoteProtocolError. Either way, what remains is to close().
         """
         for _ in range(BURST):
-            message = None if self.waits else self._connection.receive()
+            message = None if self.waits else self.connection.receive()
             if message is None:
                 return
             try:
@@ -153,7 +151,7 @@ class Backend:
 
     def descriptors(self) -> set[int]:
         """Every descriptor the connection has."""
-        fds = self._connection.descriptors()
+        fds = self.connection.descriptors()
         fds |= self.memory.descriptors() | self.inflight.descriptors() | self.log.descriptors()
         if self.channel:
             fds |= self.channel.descriptors()
@@ -175,7 +173,7 @@ class Backend:
         if self.channel:
             self.channel.close()
         self.channel = None
-        self._connection.close()
+        self.connection.close()
         self.device.reset()
 
     # The conversation.
@@ -196,16 +194,16 @@ class Backend:
             result = getattr(self, row.method)(*arguments)
         except Refused as refusal:
             logger.log(logging.DEBUG if refusal.routine else logging.WARNING, "%s refused: %s", row.name, str(refusal))
-            self._connection.refuse(message)
+            self.connection.refuse(message)
         except RemoteProtocolError:
-            self._connection.answer(message, failed=True)
+            self.connection.answer(message, failed=True)
             raise
         except OSError as error:
             # The host's fault rather than the front-end's, but this conversation can't go on.
-            self._connection.answer(message, failed=True)
+            self.connection.answer(message, failed=True)
             raise RemoteProtocolError(f"{row.name} failed: {error.strerror}") from error
         else:
-            self._connection.answer(message, result)
+            self.connection.answer(message, result)
 
     def _vring(self, index: int) -> Vring:
         if index >= len(self.vrings):
@@ -228,7 +226,7 @@ class Backend:
     def set_protocol_features(self, features: U64) -> None:
         if unknown := features.value & ~self.device.protocol_features:
             raise RemoteProtocolError(f"SET_PROTOCOL_FEATURES asks for {unknown:#x}, which was not offered")
-        self._connection.features = features.value
+        self.connection.features = features.value
 
     def get_queue_num(self) -> U64:
         return U64(self.device.queues)
@@ -246,18 +244,18 @@ class Backend:
             vring.stop()
             vring.discard()
             vring.enabled = False
-        self.features = self._status = 0
+        self.features = self.status = 0
         self.device.reset()
 
     def get_status(self) -> U64:
-        return U64(self._status)
+        return U64(self.status)
 
     def set_status(self, status: U64) -> None:
         """Status 0 stops the rings and no more: QEMU also sends it when a guest is paused (vhost_dev_stop), and what
         the guest knows of the device must survive that."""
         if status.value > 0xFF:
             raise RemoteProtocolError(f"SET_STATUS: {status.value:#x} is no device status")
-        self._status = status.value
+        self.status = status.value
         if not status.value:
             self.device.quiesce()
             for vring in self.vrings:

@@ -57,7 +57,7 @@ class BackendChannel:
     def __init__(self, fd: int, reply_ack: bool) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._reply_ack = reply_ack
+        self.reply_ack = reply_ack
         self._waiting: deque[Question] = deque()
         self._pending: Question | None = None
         self._answer = b""
@@ -185,7 +185,7 @@ class BackendChannel:
     def _send(self, question: Question) -> None:
         # QEMU answers whoever asks for it, whether REPLY_ACK was negotiated or not (hw/virtio/vhost-user.c,
         # backend_read).
-        answered = self._reply_ack or question.done is not None
+        answered = self.reply_ack or question.done is not None
         payload = question.payload.pack() if question.payload else b""
         flags = VERSION | (FLAG_NEED_REPLY if answered else 0)
         message = HEADER.pack(BACKEND_ROWS[question.request].request, flags, len(payload)) + payload

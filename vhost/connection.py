@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .message import Payload
 from .protocol import Endpoint, Message, RemoteProtocolError, close_all
+from .receive import receive
 
 MAX_FDS = 253  # descriptors in one message at most (Linux, SCM_MAX_FD)
 
@@ -44,6 +45,11 @@ class Connection:
         self._endpoint.features = features
 
     @property
+    def idle(self) -> bool:
+        """It is between two messages."""
+        return self._endpoint.idle
+
+    @property
     def left(self) -> bool:
         """The front-end has closed its end, though there may be messages of it yet."""
         poll = select.poll()
@@ -61,14 +67,13 @@ class Connection:
     def receive(self) -> Message | None:
         """The next message; None when the socket holds no whole one. Raises Disconnected; RemoteProtocolError."""
         while True:
-            flags = socket.MSG_CMSG_CLOEXEC
             try:
-                data, fds, answer, _ = socket.recv_fds(self._socket, self._endpoint.wants, MAX_FDS, flags)
+                data, fds, flags = receive(self._socket, self._endpoint.wants, MAX_FDS)
             except BlockingIOError:
                 return None
             except ConnectionError:
-                data, fds, answer = b"", [], 0
-            if answer & socket.MSG_CTRUNC:
+                data, fds, flags = b"", [], 0
+            if flags & socket.MSG_CTRUNC:
                 close_all(fds)
                 raise RemoteProtocolError("file descriptors of the front-end were lost: raise --rlimit-nofile")
             if not data:

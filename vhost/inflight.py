@@ -10,9 +10,10 @@ import os
 from typing import Any
 
 from ._virtq import ffi, lib
-from .arena import Arena
+from .arena import Arena, Maker
 from .message import Inflight
 from .protocol import RemoteProtocolError
+from .saved import Packed, Unpacked, numbers
 
 ALIGNMENT = 64  # bytes: a cache line, so that rings share none
 
@@ -23,9 +24,9 @@ def region_size(num: int) -> int:
     return int(-(-size // ALIGNMENT) * ALIGNMENT)
 
 
-def inflight_arena(queues: int) -> Arena:
+def inflight_arena(queues: int, make: Maker = Arena) -> Arena:
     """An arena for our own regions of `queues` rings of any size."""
-    return Arena("vhost-inflight", queues * region_size(lib.VIRTQ_MAX_SIZE))
+    return make("vhost-inflight", queues * region_size(lib.VIRTQ_MAX_SIZE))
 
 
 class InflightRegions:
@@ -50,13 +51,7 @@ class InflightRegions:
 
     def adopt(self, wire: Inflight, fds: list[int]) -> None:
         """SET_INFLIGHT_FD: rings use this region from now on. Pops its descriptor. No worker may run."""
-        self._check(wire)
-        if wire.num_queues * region_size(wire.queue_size) > wire.mmap_size:
-            raise RemoteProtocolError(
-                f"SET_INFLIGHT_FD: {wire.mmap_size} bytes are too few for {wire.num_queues} rings of {wire.queue_size}"
-            )
-        if wire.mmap_offset + wire.mmap_size > os.fstat(fds[0]).st_size or wire.mmap_offset % 8:
-            raise RemoteProtocolError("SET_INFLIGHT_FD: the region is misaligned or exceeds its file")
+        self._check_region(wire, fds[0])
         self.clear()
         self._fd, self._wire = fds.pop(), wire
 
@@ -66,6 +61,20 @@ class InflightRegions:
             os.close(self._fd)
         self._fd = -1
         self._arena.clear()
+
+    def save(self, packed: Packed) -> dict[str, Any]:
+        """Which region there is (vhost/resume.py)."""
+        wire = self._wire
+        fields = [wire.mmap_size, wire.mmap_offset, wire.num_queues, wire.queue_size]
+        return {"fd": packed.put(self._fd), "wire": fields}
+
+    def resume(self, data: Any, unpacked: Unpacked) -> None:
+        """Goes on with what was saved; our own region is as it was. Raises StateError, RemoteProtocolError."""
+        fd = unpacked.take(data, "fd")
+        if fd >= 0:
+            wire = Inflight(*numbers(data, "wire", 4))
+            self._check_region(wire, fd)
+            self._fd, self._wire = fd, wire
 
     def recovers(self, index: int, num: int) -> bool:
         """Whether ring `index` of `num` descriptors, about to start, has a past in the front-end's region.
@@ -102,6 +111,15 @@ class InflightRegions:
         start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         area = mmap.mmap(self._fd, offset - start + region_size(self._wire.queue_size), offset=start)
         return ffi.from_buffer("struct virtq_inflight *", memoryview(area)[offset - start :])
+
+    def _check_region(self, wire: Inflight, fd: int) -> None:
+        self._check(wire)
+        if wire.num_queues * region_size(wire.queue_size) > wire.mmap_size:
+            raise RemoteProtocolError(
+                f"SET_INFLIGHT_FD: {wire.mmap_size} bytes are too few for {wire.num_queues} rings of {wire.queue_size}"
+            )
+        if wire.mmap_offset + wire.mmap_size > os.fstat(fd).st_size or wire.mmap_offset % 8:
+            raise RemoteProtocolError("SET_INFLIGHT_FD: the region is misaligned or exceeds its file")
 
     def _offset(self, index: int) -> int:
         return self._wire.mmap_offset + index * region_size(self._wire.queue_size)

@@ -11,6 +11,7 @@ from typing import Any
 from ._virtq import ffi
 from .message import Log
 from .protocol import RemoteProtocolError
+from .saved import Packed, Unpacked, number
 
 
 class DirtyLog:
@@ -27,9 +28,7 @@ class DirtyLog:
 
     def set_base(self, wire: Log, fds: list[int]) -> None:
         """SET_LOG_BASE. Pops the descriptor. Raises RemoteProtocolError. No worker may run."""
-        size = os.fstat(fds[0]).st_size
-        if not wire.size or wire.offset + wire.size > size:
-            raise RemoteProtocolError(f"SET_LOG_BASE: the dirty log is empty or exceeds its file of {size} bytes")
+        _check(wire, fds[0])
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._wire = fds.pop(), wire
@@ -39,6 +38,18 @@ class DirtyLog:
         if self._eventfd >= 0:
             os.close(self._eventfd)
         self._eventfd = fds.pop()
+
+    def save(self, packed: Packed) -> dict[str, Any]:
+        """What there is (vhost/resume.py)."""
+        descriptors = {"fd": packed.put(self._fd), "eventfd": packed.put(self._eventfd)}
+        return {**descriptors, "size": self._wire.size, "offset": self._wire.offset}
+
+    def resume(self, data: Any, unpacked: Unpacked) -> None:
+        """Goes on with what was saved. Raises StateError, RemoteProtocolError."""
+        self._fd, self._eventfd = unpacked.take(data, "fd"), unpacked.take(data, "eventfd")
+        if self._fd >= 0:
+            self._wire = Log(number(data, "size"), number(data, "offset"))
+            _check(self._wire, self._fd)
 
     def clear(self) -> None:
         """Forgets both. No worker may run."""
@@ -56,3 +67,9 @@ class DirtyLog:
         skip = self._wire.offset % mmap.ALLOCATIONGRANULARITY
         area = mmap.mmap(self._fd, skip + self._wire.size, offset=self._wire.offset - skip)
         return ffi.from_buffer("uint8_t *", memoryview(area)[skip:]), self._wire.size
+
+
+def _check(wire: Log, fd: int) -> None:
+    size = os.fstat(fd).st_size
+    if not wire.size or wire.offset + wire.size > size:
+        raise RemoteProtocolError(f"SET_LOG_BASE: the dirty log is empty or exceeds its file of {size} bytes")

@@ -22,6 +22,7 @@ from .arena import Arena
 from .device import Refused
 from .message import SHARE_ON, MemoryRegion
 from .protocol import RemoteProtocolError, close_all
+from .saved import Packed, Unpacked, items, numbers
 
 MAX_SLOTS = 512  # what GET_MAX_MEM_SLOTS answers: QEMU uses no more (VHOST_USER_MAX_RAM_SLOTS)
 CAPACITY = 4096  # records of the table, so that retired ones rarely force it to be packed
@@ -154,6 +155,26 @@ class GuestMemory:
             self._repack()
         for index in (*self._told.values(), *self._shown.values()):
             self.table.regions[index].used = 0
+
+    def save(self, packed: Packed) -> dict[str, Any]:
+        """What the front-end has told of (vhost/resume.py)."""
+        told = [
+            {"place": [*_place(region.wire), region.wire.mmap_offset], "fd": packed.put(region.fd)}
+            for region in self.regions
+        ]
+        return {"told": told, "mappings": [{"place": [*place]} for place in self._mappings]}
+
+    def resume(self, data: Any, unpacked: Unpacked) -> None:
+        """Goes on with what was saved, in a fresh table. Raises StateError, RemoteProtocolError."""
+        regions = []
+        for told in items(data, "told", MAX_SLOTS):
+            address, user, size, offset = numbers(told, "place", 4)
+            regions.append(_examine(MemoryRegion(address, size, user, offset), unpacked.take(told, "fd")))
+        _check_apart(regions)
+        self._pack(regions, [])
+        for mapping in items(data, "mappings", CAPACITY):
+            address, user, size = numbers(mapping, "place", 3)
+            self._mappings.add((address, user, size))
 
     def clear(self) -> None:
         """Forgets everything. No worker may run."""

@@ -11,14 +11,15 @@ from enum import Enum
 from typing import Any
 
 from ._virtq import ffi, lib
-from .arena import Arena
+from .arena import Arena, Maker
 from .message import VRING_F_LOG, Feature, VringAddr
 from .protocol import RemoteProtocolError
+from .saved import Packed, StateError, Unpacked, field, number, numbers
 
 
-def state_arena(queues: int) -> Arena:
+def state_arena(queues: int, make: Maker = Arena) -> Arena:
     """An arena for the records of `queues` rings."""
-    return Arena("vhost-vrings", queues * ffi.sizeof("struct virtq_state"))
+    return make("vhost-vrings", queues * ffi.sizeof("struct virtq_state"))
 
 
 class RingState(Enum):
@@ -65,11 +66,7 @@ class Vring:
 
     def set_num(self, num: int) -> None:
         self._require_stopped("SET_VRING_NUM")
-        if not 1 <= num <= lib.VIRTQ_MAX_SIZE or num & (num - 1):
-            raise RemoteProtocolError(
-                f"ring {self.index} has size {num}: give the device a queue-size that is a power of two "
-                f"up to {lib.VIRTQ_MAX_SIZE}"
-            )
+        self._check_num(num)
         if self.num and num != self.num:
             self.discard()
         self.num = num
@@ -84,11 +81,7 @@ class Vring:
 
     def set_addr(self, addr: VringAddr) -> None:
         """Allowed on a started ring: so the front-end switches the logging of the used ring."""
-        if addr.flags & ~VRING_F_LOG:
-            raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index} has unknown flags {addr.flags:#x}")
-        # virtio 1.3, section 2.7: alignment of the descriptor table, the available and the used ring.
-        if addr.desc % 16 or addr.avail % 2 or addr.used % 4:
-            raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index}: an address is misaligned")
+        self._check_addr(addr)
         if self.addr and _parts(addr) != _parts(self.addr):
             self.discard()
         self.addr = addr
@@ -148,6 +141,53 @@ class Vring:
             self._close(name)
         self.num, self.addr, self.enabled = 0, None, False
         ffi.buffer(self.state)[:] = bytes(ffi.sizeof("struct virtq_state"))
+
+    @property
+    def used(self) -> bool:
+        """The front-end has said anything of it."""
+        return bool(self.num or self.addr or self.descriptors() or self.enabled or self.stops)
+
+    def save(self, packed: Packed) -> dict[str, Any]:
+        """All but the record in the arena (vhost/resume.py)."""
+        addr = self.addr
+        return {
+            "index": self.index,
+            "num": self.num,
+            "addr": [addr.flags, addr.desc, addr.used, addr.avail, addr.log] if addr else None,
+            **{name: packed.put(getattr(self, name)) for name in ("kick", "call", "err")},
+            "started": self.started,
+            "stops": self.stops,
+            "enabled": self.enabled,
+        }
+
+    def resume(self, data: Any, unpacked: Unpacked) -> None:
+        """Goes on with what was saved. Raises StateError, RemoteProtocolError."""
+        for name in ("kick", "call", "err"):
+            setattr(self, name, unpacked.take(data, name))
+        self.num = number(data, "num", 0, lib.VIRTQ_MAX_SIZE)
+        if data.get("addr") is not None:
+            self.addr = VringAddr(self.index, *numbers(data, "addr", 5))
+            self._check_addr(self.addr)
+        self.started, self.enabled = field(data, "started", bool), field(data, "enabled", bool)
+        self.stops = number(data, "stops")
+        if self.started and not self.addr:
+            raise StateError(f"ring {self.index} is started without addresses")
+        if self.num or self.started:
+            self._check_num(self.num)
+
+    def _check_num(self, num: int) -> None:
+        if not 1 <= num <= lib.VIRTQ_MAX_SIZE or num & (num - 1):
+            raise RemoteProtocolError(
+                f"ring {self.index} has size {num}: give the device a queue-size that is a power of two "
+                f"up to {lib.VIRTQ_MAX_SIZE}"
+            )
+
+    def _check_addr(self, addr: VringAddr) -> None:
+        if addr.flags & ~VRING_F_LOG:
+            raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index} has unknown flags {addr.flags:#x}")
+        # virtio 1.3, section 2.7: alignment of the descriptor table, the available and the used ring.
+        if addr.desc % 16 or addr.avail % 2 or addr.used % 4:
+            raise RemoteProtocolError(f"SET_VRING_ADDR of ring {self.index}: an address is misaligned")
 
     def config(self, memory: Any, inflight: Any, features: int, stop: int) -> Any:
         """The `struct virtq_config *` of a worker: all that is fixed at its start. `stop` is its eventfd."""

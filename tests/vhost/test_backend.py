@@ -69,6 +69,13 @@ def test_descriptors_are_all_known(connection: Connection) -> None:
     assert not own & descriptors()
 
 
+def test_descriptors_are_not_inherited(connection: Connection) -> None:
+    connection.fe.negotiate()
+    connection.fe.get_inflight()
+    connection.fe.start()
+    assert not [fd for fd in connection.backend.descriptors() if os.get_inheritable(fd)]
+
+
 def test_without_protocol_features_rings_start_enabled(connection: Connection) -> None:
     fe, backend = connection.fe, connection.backend
     fe.negotiate(features=int(Feature.VERSION_1))

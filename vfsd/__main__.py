@@ -16,19 +16,31 @@ from vfsd.errors import Failure, UsageError, internal
 from vfsd.listen import Listener, listen
 
 if TYPE_CHECKING:
+    import socket
+
     from vfsd import sandbox
+    from vfsd.launcher import Watching
 
 
 def main() -> int:
     """Returns 0 when the front-end has left, 1 on a failure or when told to end, 2 on wrong usage."""
     _open_standard_files()
+    if len(sys.argv) > 1 and sys.argv[1].startswith("--resume="):
+        from vfsd.resumed import resumed
+
+        return resumed(int(sys.argv[1].partition("=")[2]), sys.argv[2:])
     try:
         config = parse(sys.argv[1:])
+        if config.upgrade:
+            from vfsd.upgrader import upgrade
+
+            return upgrade(config.upgrade, config.program)
         config = config._replace(shared_dir=_share(config.shared_dir))
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, _end)
-        # There is nothing to report yet.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # There is nothing to report or to upgrade yet.
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         listener = listen(config)
     except Failure as error:
         _complain(str(error))
@@ -52,8 +64,11 @@ def _serve(config: Config, listener: Listener) -> int:
     log = logging.getLogger("vfsd")
     try:
         from vfsd import sandbox
+        from vfsd.launcher import Watching
+        from vfsd.upgrade import Command
 
-        return sandbox.run(config, _preload, partial(_inside, config, listener))
+        watching = Watching(Command.own(), listener)
+        return sandbox.run(config, _preload, partial(_inside, config, watching), watching)
     except Failure as error:
         log.error("%s", error)
         return error.exit_status
@@ -67,13 +82,13 @@ def _preload() -> None:
     import vfsd.control  # noqa: F401
 
 
-def _inside(config: Config, listener: Listener, share: "sandbox.Share") -> int:
+def _inside(config: Config, watching: "Watching", share: "sandbox.Share", leash: "socket.socket | None") -> int:
     """The control process, behind the walls."""
     from vfsd.control import Control
 
     if config.sandbox != "none":
-        listener.detach()
-    return Control(config, listener, share).run()
+        watching.listener.detach()
+    return Control(config, watching.listener, share, leash, command=watching.command).run()
 
 
 def _share(path: str) -> str:

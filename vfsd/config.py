@@ -96,6 +96,9 @@ class Config(NamedTuple):
     #: RLIMIT_NOFILE to set; 0 leaves it alone; None: the smaller of 1,000,000 and fs.nr_open, as far as permitted.
     rlimit_nofile: int | None = None
 
+    #: No daemon to start, but one to give its place to a new program: its pid file, socket or pid. And which program.
+    upgrade: str = ""
+    program: str = ""
     #: find-paths or file-handles, where a guest leaves; abort or guest-error, where it arrives.
     migration_mode: str = "find-paths"
     migration_on_error: str = "abort"
@@ -275,7 +278,14 @@ def parse(argv: Sequence[str]) -> Config:
     parser = _parser()
     if not argv:
         raise UsageError(f"nothing to share; usage: {parser.usage}; vfsd --help explains the options")
-    config = Config(**vars(parser.parse_args(argv)))
+    typed = vars(parser.parse_args(argv))
+    config = Config(**typed)
+    if config.upgrade and typed.keys() - {"upgrade", "program"}:
+        raise UsageError("--upgrade takes --program and no other option: the daemon keeps those it was started with")
+    if config.program and not config.upgrade:
+        raise UsageError("--program needs --upgrade: name the daemon that is to become this program")
+    if config.upgrade:
+        return config
     if not config.shared_dir:
         raise UsageError("--shared-dir is missing: name the directory to share")
     if config.socket_path and config.fd is not None:
@@ -339,5 +349,6 @@ and in the guest:
 
 What virtiofsd has and vfsd has not yet built ends the start with status 2 and its name.
 SIGUSR1 makes the daemon log how many requests of each kind it has served.
+SIGUSR2 upgrades it, as --upgrade does.
 Exit status: 0 the guest left, 1 failed or was told to end (SIGTERM, SIGHUP), 2 wrong usage.
 """

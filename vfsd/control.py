@@ -5,7 +5,6 @@ Rule 2. All it uses is imported before it runs: behind the sandbox's walls nothi
 """
 
 import ast  # noqa: F401  (traceback imports it at its first use)
-import contextlib
 import fcntl
 import gc
 import logging
@@ -14,16 +13,21 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from typing import Any
 
 import vfsd.ops  # noqa: F401  (registers the ops that Python serves)
 from vfsd import descriptors, transfer, worker
 from vfsd.config import Config
 from vfsd.device import QUEUES, FsDevice
+from vfsd.giver import Estate, Giver, Givings, HandedOver, LauncherGone
+from vfsd.launcher import Watching, watch
 from vfsd.listen import Listener
 from vfsd.sandbox import Share
+from vfsd.signals import Ended, Signals
 from vfsd.supervisor import Supervisor, Work
+from vfsd.upgrade import Attempt, Command
 from vfsd.window import Window
+from vhost.arena import Arena, Maker
 from vhost.backend import Backend
 from vhost.blame import blame
 from vhost.connection import Disconnected
@@ -32,6 +36,8 @@ from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
 from vhost.message import ProtocolFeature
 from vhost.protocol import RemoteProtocolError
+from vhost.resume import between_messages, resume, save
+from vhost.saved import Packed, Unpacked, field
 from vhost.vring import state_arena
 
 log = logging.getLogger("vfsd.control")
@@ -49,49 +55,31 @@ PARK_ATTEMPTS = 4
 WINDOW_FEATURES = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG | ProtocolFeature.SHMEM
 
 
-class Ended(Exception):  # noqa: N818 (a request)
-    """A signal asks the daemon to end."""
-
-
-class Signals:
-    """SIGTERM, SIGHUP, SIGINT and SIGUSR1 as a readable descriptor. The last calls `report`."""
-
-    NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-    def __init__(self, report: Callable[[], None]) -> None:
-        self._report = report
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in (*self.NUMBERS, signal.SIGUSR1):
-            signal.signal(number, lambda *_: None)
-
-    def fileno(self) -> int:
-        return self._read.fileno()
-
-    def check(self) -> None:
-        """Raises Ended if one of them came."""
-        with contextlib.suppress(BlockingIOError):
-            for number in self._read.recv(64):
-                if number in self.NUMBERS:
-                    raise Ended(signal.Signals(number).name)
-                if number == signal.SIGUSR1:
-                    self._report()
-
-
 class Control:
     """Serves front-ends, one at a time."""
 
-    def __init__(self, config: Config, listener: Listener, share: Share) -> None:
+    def __init__(
+        self,
+        config: Config,
+        listener: Listener,
+        share: Share,
+        leash: socket.socket | None = None,
+        make: Maker = Arena,
+        command: Command | None = None,
+    ) -> None:
+        """`leash` leads to the launcher; without one, `command` is how this process was started. `make` makes or finds
+        arenas."""
         self._config, self._listener, self._share = config, listener, share
-        self._signals = Signals(self._report)
+        self._signals = Signals({signal.SIGUSR1: self._report, signal.SIGUSR2: lambda: self._giver.begin()})
         self._supervisor = Supervisor(self._signals.fileno(), self._signals.check, share.proc_fd)
         self._window = Window(config.dax_window, share.padded) if share.padded else None
         self._transfer = transfer.Transfer(self._signals.fileno(), self._signals.check)
-        self._device = FsDevice(config, share, self._park, self._move, lambda: self._transfer.outcome, self._window)
-        self._table, self._states = table_arena(), state_arena(QUEUES)
-        self._inflight = inflight_arena(QUEUES)
+        self._device = FsDevice(
+            config, share, self._park, self._move, lambda: self._transfer.outcome, self._window, make
+        )
+        self._table, self._states = table_arena(), state_arena(QUEUES, make)
+        self._inflight = inflight_arena(QUEUES, make)
+        self._giver = self._new_giver(leash, command)
         self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reported: set[int] = set()
         self._backend: Backend | None = None
@@ -107,66 +95,93 @@ class Control:
         #: Readable when the process that opens files for the window has ended.
         self._padding = share.padded.pidfd if share.padded else -1
         descriptors.reserve()
+        descriptors.fill()
         gc.freeze()
         #: What is open for the whole life of this process.
-        self._own = descriptors.opened(share.proc_fd)
+        self.own = descriptors.opened(share.proc_fd)
 
     def run(self) -> int:
         """The exit status: 0 when the front-end has left, 1 when serving it failed or a signal came."""
         try:
             while True:
-                status = self._serve(self._accept())
+                status = self._serve(self._backend or self._accept())
                 if not self._config.keep_listening:
                     return status
+        except HandedOver:
+            child = self._giver.leave(self._signals.wakeups)
+            return watch(child, self._watching()) if child else 0
+        except LauncherGone:
+            log.error("the process that was started has ended: shutting down")
+            return 1
         except Ended as signal_name:
             log.info("%s: shutting down", signal_name)
             return 1
         finally:
             self._supervisor.kill()
 
-    def _accept(self) -> socket.socket:
+    def resume(self, state: Any, unpacked: Unpacked) -> None:
+        """Goes on where another control process stood, which `state` describes; then `run`. Raises StateError."""
+        front_end = field(state, "front_end", dict)
+        if front_end:
+            self._backend = resume(front_end, unpacked, self._device, self._table, self._states, self._inflight)
+            if not self._config.keep_listening:
+                self._listener.refuse_others()
+            # What it is to say it has said.
+            self._settled = True
+
+    def _new_giver(self, leash: socket.socket | None, command: Command | None) -> Giver:
+        arenas = {arena.name: arena for arena in (*self._device.arenas, self._states, self._inflight)}
+        givings = Givings(self._share.root_fd, self._share.proc_fd, arenas, self._config.sandbox == "namespace")
+        self._command = command
+        refusal = "a daemon with a DAX window can't be upgraded yet" if self._window else ""
+        return Giver(leash, givings, self._estate, lambda: Attempt(*self._watching()), refusal)
+
+    def _watching(self) -> Watching:
+        assert self._command
+        return Watching(self._command, self._listener)
+
+    def _estate(self) -> Estate:
+        """All that another process needs to go on. No worker runs after this."""
+        self._supervisor.stop()
+        self._suspend_window()
+        packed = Packed()
+        state = {"front_end": save(self._backend, packed) if self._backend else {}}
+        return Estate(state, sorted(self._device.descriptors()), packed.fds)
+
+    def _accept(self) -> Backend:
         """The next front-end's connection."""
         log.info("Waiting for vhost-user socket connection...")
-        listener = self._listener.socket
-        while not self._readable([listener.fileno()], None):
-            pass
+        listener, giver = self._listener.socket, self._giver
+        while listener.fileno() not in (
+            readable := self._readable([listener.fileno(), *giver.sources()], giver.timeout(None))
+        ):
+            giver.work(readable, free=True)
         connection, _ = listener.accept()
         if not self._config.keep_listening:
-            self._refuse_others()
+            self._listener.refuse_others()
         log.info("Client connected, servicing requests")
-        return connection
+        return Backend(connection, self._device, self._table, self._states, self._inflight)
 
-    def _refuse_others(self) -> None:
-        """Who connects from now on is told at once, rather than left waiting."""
-        listener = self._listener.socket
-        if self._config.fd is None:
-            # Closing would not do: the launcher has the socket too.
-            listener.shutdown(socket.SHUT_RDWR)
-        else:
-            # The manager's socket may serve the next daemon.
-            self._own.discard(listener.fileno())
-            listener.close()
-
-    def _serve(self, connection: socket.socket) -> int:
+    def _serve(self, backend: Backend) -> int:
         """One front-end, until it leaves."""
-        self._backend = Backend(connection, self._device, self._table, self._states, self._inflight)
+        self._backend = backend
         self._lost = self._told = False
         self._stops = 0
         status = 0
         try:
             while True:
-                self._turn(self._backend)
+                self._turn(backend)
         except Disconnected:
             pass
         except RemoteProtocolError as error:
             log.error("%s", error)
             status = 1
-        except Ended:
+        except (Ended, HandedOver, LauncherGone):
             raise
         except Exception:
             log.exception("serving the front-end failed in a way nobody foresaw")
             status = 1
-        self._backend.close()
+        backend.close()
         self._backend = None
         self._transfer.given.forget()
         if self._window:
@@ -185,7 +200,9 @@ class Control:
         waiting = idle and bool(backend.runnable())
         frontend = -1 if backend.waits else backend.fileno()
         sources = [frontend, supervisor.pidfd, self._transfer.pidfd, self._broken, *self._window_sources(backend)]
-        readable = self._readable(sources, self._timeout(backend, waiting))
+        readable = self._readable(
+            [*sources, *self._giver.sources()], self._giver.timeout(self._timeout(backend, waiting))
+        )
         # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
             backend.handle()
@@ -209,6 +226,7 @@ class Control:
             self._end_padding()
         if self._broken in readable:
             self._report_broken(backend)
+        self._giver.work(readable, between_messages(backend) and not self._lost and not self._transfer.busy)
         if waiting and not readable and not supervisor.wait:
             self._start(backend)
             # What nobody waits for is still to be done. Not where rings are parked: there nothing may be sent.
@@ -279,7 +297,7 @@ class Control:
             backend,
             self._window,
             self._config.threads,
-            descriptors.room(len(self._own | backend.descriptors())),
+            descriptors.room(len(self.own | backend.descriptors())),
             self._supervisor.stop_fd,
             self._broken,
             os.getpid(),
@@ -328,7 +346,7 @@ class Control:
             raise Refused("a guest with a DAX window can't be moved")
         if load:
             device.reset()
-        room = descriptors.room(len(self._own | backend.descriptors()))
+        room = descriptors.room(len(self.own | backend.descriptors()))
         settings = transfer.settings_for(self._config, device.settings(1, room), load)
         pipe = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         spec = transfer.Spec(
@@ -362,7 +380,7 @@ class Control:
 
     def _sweep(self) -> None:
         """Closes what a worker left and nobody owns. Not while a message is served: what it brought is nobody's yet."""
-        owned = self._own | self._device.descriptors()
+        owned = self.own | self._device.descriptors() | self._giver.descriptors()
         if self._window:
             owned |= self._window.descriptors()
         if self._backend:

@@ -14,6 +14,9 @@ from itertools import pairwise
 
 #: Descriptors the table has room for from the start: growing it stalls every thread that shares it by 10 to 20 ms.
 ROOM = 65536
+#: Numbers below this are never a guest's: what this process needs for its whole life has them. So another process can
+#: take the guest's descriptors over under the numbers they are recorded by (vfsd/handover.py).
+PLACES = 64
 #: Descriptors kept from workers: a front-end's message brings up to 253, a starting worker opens a few.
 KEPT = 512
 #: What requests under way open for a moment.
@@ -24,6 +27,21 @@ def reserve() -> None:
     """Grows the table of this process."""
     with contextlib.suppress(OSError):
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(ROOM, _limit()) - 1))
+
+
+def fill() -> None:
+    """Takes the PLACES that are free: what is opened after this gets other numbers."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    while fd < PLACES:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def blank(fd: int) -> None:
+    """Closes an own descriptor, and keeps its place taken."""
+    nothing = os.eventfd(0, os.EFD_CLOEXEC)
+    os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
 
 
 def opened(proc_fd: int) -> set[int]:

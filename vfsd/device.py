@@ -18,7 +18,7 @@ from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
 from vfsd.window import REGION, SLOTS_SIZE, Window
-from vhost.arena import Arena
+from vhost.arena import Arena, Maker
 from vhost.device import Refused
 from vhost.message import Feature, MemoryRegion, ProtocolFeature
 
@@ -51,7 +51,7 @@ PROTOCOL_FEATURES = (
 
 class FsDevice:
     """Implements vhost.backend.Device. One for the daemon's life. `park` is what quiesce does, `move` and `moved` what
-    transfer and transferred do."""
+    transfer and transferred do; `make` makes arenas."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class FsDevice:
         move: Callable[[bool, int], None],
         moved: Callable[[], bool | None],
         window: Window | None = None,
+        make: Maker = Arena,
     ) -> None:
         self.features: int = FEATURES
         # Without a tag there is no configuration space of ours. QEMU 7.1 to 8.0 fail when a device offers one.
@@ -74,10 +75,10 @@ class FsDevice:
             # What is mapped can't be moved, and no front-end with a window moves a guest.
             self.protocol_features &= ~ProtocolFeature.DEVICE_STATE
         self.queues = QUEUES
-        self.session = Arena("vfsd-session", 4096)
-        self.inodes = Arena("vfsd-inodes", INODES_SIZE)
-        self.handles = Arena("vfsd-handles", HANDLES_SIZE)
-        self.locks = Arena("vfsd-locks", LOCKS_SIZE)
+        self.session = make("vfsd-session", 4096)
+        self.inodes = make("vfsd-inodes", INODES_SIZE)
+        self.handles = make("vfsd-handles", HANDLES_SIZE)
+        self.locks = make("vfsd-locks", LOCKS_SIZE)
         #: The front-end has agreed to map files into the window.
         self.mapping = False
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.

@@ -84,5 +84,8 @@ class Given:
         self.forget()
         return lost
 
+    def __bool__(self) -> bool:
+        return os.fstat(self._file).st_size > 0
+
     def forget(self) -> None:
         os.ftruncate(self._file, 0)

@@ -10,20 +10,35 @@ import logging
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
-from vfsd import capabilities, idmap
+from vfsd import capabilities, handover, idmap
 from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
+from vfsd.handover import HandoverError
+from vfsd.listen import Listener
 from vfsd.log import report
+from vfsd.upgrade import Attempt, Child, Command, hold, unread
 from vfsd.values import IdMap
 
 log = logging.getLogger("vfsd")
 
+#: What the process inside is to get.
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
+#: And what the launcher takes, besides: an upgrade.
+OURS = (*FORWARDED, signal.SIGUSR2)
+
+
+class Watching(NamedTuple):
+    """What an upgrade takes."""
+
+    command: Command
+    listener: Listener
 
 
 @dataclass(frozen=True)
@@ -64,37 +79,51 @@ def namespaces(config: Config) -> Namespaces:
     return Namespaces(flags | lib.PROCESS_NEW_USER, uids, gids, chosen, privileged)
 
 
-def launch(spaces: Namespaces, inside: Callable[[Callable[[], None]], int]) -> int:
+Inside = Callable[[Callable[[], None], socket.socket], int]
+
+
+def launch(spaces: Namespaces, inside: Inside, watching: Watching) -> int:
     """Runs `inside` in a new process and returns its status; 1 when a signal killed it. Raises Failure.
 
-    `inside` gets a function to call when it needs no file of the host any more. The new process never returns: nothing
-    of the caller's runs twice.
+    `inside` gets a function to call when it needs no file of the host any more, and the way to this process, which
+    asks for upgrades there. The new process never returns: nothing of the caller's runs twice.
     """
     ready, go = os.pipe2(os.O_CLOEXEC)
     parent = os.pidfd_open(os.getpid())
     pidfd = ffi.new("int *")
     # A signal that came before the handlers below would end this process and not the other.
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+    leash, theirs = handover.pair()
     pid = lib.process_fork(spaces.flags, pidfd)
     if pid < 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
         raise Failure(_no_namespace(-pid))
     if pid == 0:
         os.close(go)
-        _live_inside(spaces, ready, parent, inside)
+        leash.close()
+        _live_inside(spaces, ready, parent, lambda settle: inside(settle, theirs))
     os.close(ready)
     os.close(parent)
+    theirs.close()
     try:
         if spaces.uids:
             idmap.write(pid, spaces.uids, spaces.gids, chosen=spaces.chosen, privileged=spaces.privileged)
         os.write(go, b"!")
-        _forward_signals(pidfd[0])
     except BaseException:
         os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         raise
     finally:
         os.close(go)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return watch(Child(pid, pidfd[0], leash), watching)
+
+
+def watch(child: Child, watching: Watching, ready: Callable[[], None] = lambda: None) -> int:
+    """Forwards signals to the control process, and has it upgraded; `ready` is called when it does. Returns its exit
+    status."""
+    with _Watch(child, watching) as watching_it:
+        ready()
+        status = watching_it.run()
     if status < 0:
         # It had no time to say so itself. The kernel's OOM killer sends SIGKILL.
         log.error("the daemon was killed by %s", signal.Signals(-status).name)
@@ -102,15 +131,71 @@ def launch(spaces: Namespaces, inside: Callable[[Callable[[], None]], int]) -> i
     return status
 
 
-def _forward_signals(pidfd: int) -> None:
-    def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, number)
+class _Watch:
+    """The launcher, once the control process lives."""
 
-    signal.set_wakeup_fd(-1)
-    for number in FORWARDED:
-        signal.signal(number, forward)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    def __init__(self, child: Child, watching: Watching) -> None:
+        self._child, self._watching = child, watching
+        self._read, self._write = socket.socketpair()
+
+    def __enter__(self) -> "_Watch":
+        for sock in (self._read, self._write):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in OURS:
+            signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        self._read.close()
+        self._write.close()
+
+    def run(self) -> int:
+        """Returns when the control process has ended: its status, as os.waitstatus_to_exitcode."""
+        while self._child.pidfd not in self._wait():
+            if signal.SIGUSR2 in self._signals():
+                self._upgrade()
+        return os.waitstatus_to_exitcode(os.waitpid(self._child.pid, 0)[1])
+
+    def _wait(self, *fds: int) -> set[int]:
+        poll = select.poll()
+        for fd in (self._read.fileno(), self._child.pidfd, *fds):
+            poll.register(fd, select.POLLIN)
+        return {fd for fd, _ in poll.poll()}
+
+    def _signals(self) -> set[int]:
+        """Those that came, of which some were forwarded."""
+        came: set[int] = set()
+        with contextlib.suppress(BlockingIOError):
+            came.update(self._read.recv(64))
+        for number in came.intersection(FORWARDED):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._child.pidfd, number)
+        return came
+
+    def _upgrade(self) -> None:
+        leash = self._child.leash
+        try:
+            attempt = Attempt(*self._watching)
+        except HandoverError as error:
+            log.error("no upgrade: %s", error)
+            return
+        try:
+            handover.send(leash, "hand over", None, [attempt.transfer.fileno()])
+            attempt.transfer.close()
+            while leash.fileno() not in (ready := self._wait(leash.fileno())):
+                self._signals()
+                if self._child.pidfd in ready:
+                    raise HandoverError("the old control process has ended")
+            done = handover.expect(leash, "done").data
+        except HandoverError as error:
+            attempt.failed(str(error))
+            return
+        # Those that it had no time for are for the new one.
+        hold([*unread(self._read), *done["signals"]])
+        self._child = attempt.succeeded(self._child, done["kept"])
 
 
 def _live_inside(spaces: Namespaces, ready: int, parent: int, inside: Callable[[Callable[[], None]], int]) -> None:
@@ -119,7 +204,7 @@ def _live_inside(spaces: Namespaces, ready: int, parent: int, inside: Callable[[
     try:
         if os.read(ready, 1):
             os.close(ready)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
             status = inside(partial(_settle, spaces, parent))
     except Failure as failure:
         log.error("%s", failure)
@@ -138,10 +223,7 @@ def _settle(spaces: Namespaces, parent: int) -> None:
 
     The ids are 0 in a user namespace that has it; else they stay what they are.
     """
-    if any(ids.inside == 0 for ids in spaces.gids):
-        os.setresgid(0, 0, 0)
-    if any(ids.inside == 0 for ids in spaces.uids):
-        os.setresuid(0, 0, 0)
+    take_ids(spaces)
     # The signal comes only if the launcher dies after this call, so look once whether it already has. A change of ids
     # would clear it.
     lib.process_set_death_signal(signal.SIGKILL)
@@ -150,6 +232,14 @@ def _settle(spaces: Namespaces, parent: int) -> None:
     if poll.poll(0):
         raise Failure("the launcher is gone")
     os.close(parent)
+
+
+def take_ids(spaces: Namespaces) -> None:
+    """Has the ids 0 in a user namespace that has it."""
+    if any(ids.inside == 0 for ids in spaces.gids):
+        os.setresgid(0, 0, 0)
+    if any(ids.inside == 0 for ids in spaces.uids):
+        os.setresuid(0, 0, 0)
 
 
 def _no_namespace(number: int) -> str:

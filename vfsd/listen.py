@@ -14,9 +14,12 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
+from typing import Any, Self
 
+from vfsd import descriptors
 from vfsd.config import Config
 from vfsd.errors import Failure, UsageError
+from vhost.saved import Packed, Unpacked, field
 
 #: sizeof(sockaddr_un.sun_path), with the final NUL (unix(7)).
 PATH_MAX = 108
@@ -60,6 +63,35 @@ class Listener:
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
+
+    def refuse_others(self) -> None:
+        """Who connects from now on is told at once, rather than left waiting."""
+        if self.lock is not None:
+            # Closing would not do: the launcher has the socket too.
+            self.socket.shutdown(socket.SHUT_RDWR)
+        elif (fd := self.socket.detach()) >= 0:
+            # The manager's socket may serve the next daemon.
+            descriptors.blank(fd)
+
+    def save(self, packed: Packed, files: bool = True) -> dict[str, Any]:
+        """For the program that goes on in this process's place, or without `files`, inside the walls."""
+        return {
+            "socket": packed.put(self.socket.fileno()),
+            "lock": packed.put(-1 if self.lock is None else self.lock),
+            "directory": packed.put(-1 if self._directory is None or not files else self._directory),
+            "files": self._files if files else {},
+        }
+
+    @classmethod
+    def resume(cls, data: Any, unpacked: Unpacked) -> Self:
+        """What another process has saved. Raises StateError."""
+        fd, lock, directory = (unpacked.take(data, name) for name in ("socket", "lock", "directory"))
+        # The manager's socket may be with the next daemon: then there is none that is ours.
+        sock = socket.socket(fileno=fd) if fd >= 0 else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = cls(sock, directory if directory >= 0 else None)
+        listener.lock = lock if lock >= 0 else None
+        listener._files = {name: tuple(identity) for name, identity in field(data, "files", dict).items()}
+        return listener
 
     def bind(self, path: str, group: int | None) -> None:
         """Makes the socket and listens, and then gives the pid file, which is `lock`, its final name."""

@@ -332,6 +332,22 @@ _PROCESS = (
     Option("--syslog", "Log to syslog rather than to standard error", "syslog", words=_SWITCH),
 )
 
+_UPGRADE = (
+    Option(
+        "--upgrade",
+        "Start nothing, but have a running daemon give its place to a new program, while the guest notices no more "
+        "than a short wait: name its pid file, the socket of its --socket-path, or its pid. If the new program can't "
+        "go on, the old one does, and the exit status is not 0 (vfsd only)",
+        *("upgrade", "DAEMON"),
+        convert=values.path,
+    ),
+    Option(
+        *("--program", "The executable it becomes (vfsd only)", "program", "PATH"),
+        convert=values.path,
+        default="the one it was started as, as it is installed now",
+    ),
+)
+
 _COMPATIBILITY = (Option("-f", "No effect: vfsd never leaves the foreground", words=_ACCEPTED),)
 
 _INFORMATION = (
@@ -354,6 +370,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "file-system semantics": _SEMANTICS,
     "sandbox and identity": _SANDBOX,
     "process and log": _PROCESS,
+    "upgrade": _UPGRADE,
     "migration": MIGRATION,
     "compatibility": _COMPATIBILITY,
     "information, without privilege": _INFORMATION,

@@ -20,6 +20,7 @@ extern int umount2(const char *, int);
 
 _Static_assert(PROCESS_SHARE_FILES == CLONE_FILES, "clone flags are kernel ABI");
 _Static_assert(PROCESS_NEW_MOUNT == CLONE_NEWNS && PROCESS_NEW_USER == CLONE_NEWUSER, "clone flags are kernel ABI");
+_Static_assert(PROCESS_SIBLING == CLONE_PARENT, "clone flags are kernel ABI");
 _Static_assert(PROCESS_NEW_PID == CLONE_NEWPID && PROCESS_NEW_NET == CLONE_NEWNET, "clone flags are kernel ABI");
 
 static int result(long value)
@@ -113,6 +114,11 @@ int process_mount_fuse(int device)
 					 MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC));
 	close(context);
 	return mounted;
+}
+
+int process_join(int fd)
+{
+	return result(syscall(SYS_setns, fd, 0));
 }
 
 int process_umount(const char *target, int flags)

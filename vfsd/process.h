@@ -11,6 +11,7 @@
 #define PROCESS_NEW_USER 0x10000000    /* CLONE_NEWUSER */
 #define PROCESS_NEW_PID 0x20000000     /* CLONE_NEWPID */
 #define PROCESS_NEW_NET 0x40000000     /* CLONE_NEWNET */
+#define PROCESS_SIBLING 0x00008000     /* CLONE_PARENT: a child of the caller's parent */
 
 /* Forks with clone(flags | CLONE_PIDFD | SIGCHLD) and CPython's fork hooks run as os.fork does. The caller must be the
  * only thread of its process and hold no lock: libc's own fork handlers do not run. Returns the child's pid in the
@@ -24,6 +25,9 @@ int process_mount_readonly(const char *target);
 /* A FUSE mount that is nowhere in the tree of files (fsmount(2), Linux 5.2), served through `device`, an open /dev/fuse.
  * Returns a descriptor of its root; the mount goes with its last descriptor. Every user may use what is opened there. */
 int process_mount_fuse(int device);
+/* The calling process, which has one thread, joins the namespace of a descriptor (setns(2)); where that is a PID
+ * namespace, its children do. */
+int process_join(int fd);
 int process_umount(const char *target, int flags);
 int process_pivot_root(const char *new_root, const char *put_old);
 /* The calling process gets `signal` when the thread that forked it ends; 0 clears. */

@@ -12,6 +12,7 @@ import linecache
 import logging
 import os
 import resource
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vfsd._fuse import lib as fuse
 from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.errors import Failure
-from vfsd.launcher import Namespaces, launch, namespaces
+from vfsd.launcher import Namespaces, Watching, launch, namespaces
 from vfsd.padded import Padded, PaddedError
 from vfsd.values import CAPABILITIES, NOFILE_MIN
 
@@ -54,8 +55,14 @@ class Share:
     padded: Padded | None = None
 
 
-def run(config: Config, preload: Callable[[], object], inside: Callable[[Share], int]) -> int:
+def run(
+    config: Config,
+    preload: Callable[[], object],
+    inside: Callable[[Share, socket.socket | None], int],
+    watching: Watching,
+) -> int:
     """Calls `inside` behind the walls, after `preload` has imported all that is used there; returns its exit status.
+    It also gets the way to its launcher, if there is one, which goes about it as `watching` says.
 
     It returns outside the walls: with `namespace` and `chroot` the caller becomes the launcher. Raises Failure.
     """
@@ -64,8 +71,8 @@ def run(config: Config, preload: Callable[[], object], inside: Callable[[Share],
     _limit_descriptors(config.rlimit_nofile)
     spaces = namespaces(config)
     if config.sandbox == "none":
-        return inside(_enter(config, spaces, preload, lambda: None))
-    return launch(spaces, lambda settle: inside(_enter(config, spaces, preload, settle)))
+        return inside(_enter(config, spaces, preload, lambda: None), None)
+    return launch(spaces, lambda settle, leash: inside(_enter(config, spaces, preload, settle), leash), watching)
 
 
 def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], settle: Callable[[], None]) -> Share:
@@ -85,12 +92,16 @@ def _enter(config: Config, spaces: Namespaces, preload: Callable[[], object], se
     root_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("/")
     settle()
-    padded = _pad(device)
+    return share(config, spaces, root_fd, proc_fd, _pad(device))
+
+
+def share(config: Config, spaces: Namespaces, root_fd: int, proc_fd: int, padded: Padded | None = None) -> Share:
+    """What is left to do inside: this process gives up what it does not need. Raises Failure."""
     privileged = _reduce_privileges(config) and spaces.identities
     found = _check_access(config, root_fd)
     if config.inode_file_handles == "mandatory":
         _check_file_handles(config, root_fd, proc_fd)
-    _forbid_sources()
+    forbid_sources()
     return Share(root_fd, proc_fd, privileged, found, padded)
 
 
@@ -276,7 +287,7 @@ def _check_file_handles(config: Config, root_fd: int, proc_fd: int) -> None:
     raise SandboxError(f"--inode-file-handles=mandatory: {cause}, or use --inode-file-handles=prefer")
 
 
-def _forbid_sources() -> None:
+def forbid_sources() -> None:
     """The module path now leads into the share, whose contents are the guest's: nothing is loaded from there, and no
     traceback opens what it takes for our source (it may be a FIFO, and lines of it would go to the log)."""
     linecache.clearcache()

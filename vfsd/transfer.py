@@ -61,6 +61,11 @@ class Transfer:
         self._pid = 0
 
     @property
+    def busy(self) -> bool:
+        """The guest is on its way to another daemon, or may be."""
+        return self.running or bool(self.given)
+
+    @property
     def running(self) -> bool:
         return self.pidfd >= 0
 

@@ -247,6 +247,25 @@ REFUSED = [
 ]
 
 
+#: What starts no daemon, and takes none of the options that a daemon has.
+ALONE = [
+    ("--upgrade /run/s.pid", {"upgrade": "/run/s.pid"}),
+    ("--upgrade=4711 --program=/opt/vfsd", {"upgrade": "4711", "program": "/opt/vfsd"}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "changes"), ALONE, ids=[arguments for arguments, _ in ALONE])
+def test_alone(arguments: str, changes: dict[str, Any]) -> None:
+    assert parse(arguments.split()) == Config()._replace(**changes)
+    with pytest.raises(UsageError, match="--upgrade takes --program and no other option"):
+        parse([*arguments.split(), "--readonly"])
+
+
+def test_a_program_is_for_an_upgrade() -> None:
+    with pytest.raises(UsageError, match="--program needs --upgrade"):
+        parse([*LEAST, "--program=/opt/vfsd"])
+
+
 @pytest.mark.parametrize(("arguments", "changes"), ACCEPTED, ids=[arguments for arguments, _ in ACCEPTED])
 def test_accepted(arguments: str, changes: dict[str, Any]) -> None:
     assert parse([*LEAST, *arguments.split()]) == BASE._replace(**changes)
@@ -261,7 +280,7 @@ def test_refused(arguments: str, sentence: str) -> None:
 
 
 def test_every_option_is_tried() -> None:
-    tried = " ".join(arguments for arguments, _ in ACCEPTED)
+    tried = " ".join(arguments for arguments, _ in [*ACCEPTED, *ALONE])
     for row in OPTIONS:
         if not row.prints and "--help" not in row.names and "--fd" not in row.names:
             assert all(re.search(rf"(^| ){name}\b", tried) for name in row.names), row.names

@@ -29,7 +29,7 @@ settings["modcaps"] = tuple(map(tuple, settings.get("modcaps", ())))
 for name in ("uid_map", "gid_map"):
     settings[name] = tuple(__import__("vfsd.values").values.IdMap(*line) for line in settings.get(name, ()))
 
-def inside(share):
+def inside(share, leash):
     def proc(name):
         fd = os.open(name, os.O_RDONLY, dir_fd=share.proc_fd)
         with open(fd) as file:
@@ -58,7 +58,7 @@ def inside(share):
     return 7
 
 try:
-    sys.exit(sandbox.run(Config(**settings), lambda: None, inside))
+    sys.exit(sandbox.run(Config(**settings), lambda: None, inside, None))
 except Failure as failure:
     print(failure, file=sys.stderr)
     sys.exit(failure.exit_status)
@@ -89,7 +89,7 @@ opened = []
 class Dying:
     __del__ = fail
 
-def inside(share):
+def inside(share, leash):
     sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event == "open" else None)
     try:
         fail()
@@ -103,7 +103,7 @@ def inside(share):
     sys.stdout.flush()
     return 7
 
-sys.exit(sandbox.run(Config(shared_dir=sys.argv[2], sandbox=sys.argv[1]), lambda: None, inside))
+sys.exit(sandbox.run(Config(shared_dir=sys.argv[2], sandbox=sys.argv[1]), lambda: None, inside, None))
 """
 
 

@@ -1,0 +1,153 @@
+"""Upgrades of a real daemon: other builds of this program, and a guest that does not stop working meanwhile."""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.daemon.daemon import REPOSITORY, Daemon, guest
+from tests.frontend import FrontEnd
+from tests.fuseclient import ROOT, FuseClient
+from vfsd._fuse import lib
+
+#: Seconds: the new program has 30 to start.
+PATIENCE = 90
+PAGE = 4096
+RUN = "import sys; sys.path.insert(0, {tree!r}); from vfsd.__main__ import main; sys.exit(main())"
+
+
+def executable(place: Path, code: str) -> Path:
+    """A program of this interpreter, whatever PYTHONPATH says."""
+    place.write_text(f"#!{sys.executable}\n{code}\n")
+    place.chmod(0o755)
+    return place
+
+
+def build(place: Path, version: str, change: Callable[[Path], None] = lambda tree: None) -> Path:
+    """Another build of this tree, in a directory of its own and with another version; its executable. `change` is
+    called with the tree."""
+    tree = place / version
+    for package in ("vfsd", "vhost", "dax"):
+        shutil.copytree(REPOSITORY / package, tree / package, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
+    replace(tree / "vfsd/information.py", 'VERSION = "', f'VERSION = "{version}-')
+    change(tree)
+    return executable(place / f"vfsd-{version}", RUN.format(tree=str(tree)))
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def upgrade(target: object, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vfsd", "--upgrade", str(target), *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+class Load:
+    """A guest's program on one request queue: it makes, writes, renames, lists, reads and removes files, and knows what
+    it must find. `pauses` tells how long its requests took at most."""
+
+    def __init__(self, client: FuseClient, number: int) -> None:
+        self.client, self.random = client, random.Random(number)
+        self.prefix = b"load%d-" % number
+        self.done = 0
+        self.error: BaseException | None = None
+        self._longest = 0.0
+        self._files: dict[bytes, bytes] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        if self.error and not kind:
+            raise self.error
+
+    def longest(self) -> float:
+        """Seconds the longest request took since this was asked last."""
+        longest, self._longest = self._longest, 0.0
+        return longest
+
+    def _run(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._timed(self._make)
+                self._timed(self._check)
+                if len(self._files) > 20:
+                    self._timed(self._remove)
+            for name in [*self._files]:
+                self._check(name)
+        except BaseException as error:
+            self.error = error
+
+    def _timed(self, operation: Callable[[], None]) -> None:
+        # An operation is a handful of requests, each some tenths of a millisecond when nothing is in their way.
+        begun = time.monotonic()
+        operation()
+        self._longest = max(self._longest, time.monotonic() - begun)
+        self.done += 1
+
+    def _make(self) -> None:
+        name, data = self.prefix + b"%d" % self.done, self.random.randbytes(3 * PAGE)
+        entry, file = self.client.create(ROOT, b"new-" + name)
+        for offset in range(0, len(data), PAGE):
+            assert self.client.write(entry.nodeid, file.fh, data[offset : offset + PAGE], offset) == PAGE
+        self.client.rename(ROOT, b"new-" + name, ROOT, name)
+        assert self.client.read(entry.nodeid, file.fh, len(data)) == data
+        self.client.release(entry.nodeid, file.fh)
+        self.client.forget(entry.nodeid)
+        self._files[name] = data
+
+    def _check(self, name: bytes = b"") -> None:
+        name = name or self.random.choice([*self._files])
+        nodeid = self.client.lookup(ROOT, name).nodeid
+        fh = self.client.open(nodeid).fh
+        found = self.client.read(nodeid, fh, 4 * PAGE)
+        assert hashlib.sha256(found).digest() == hashlib.sha256(self._files[name]).digest()
+        self.client.release(nodeid, fh)
+        self.client.forget(nodeid)
+
+    def _remove(self) -> None:
+        name = self.random.choice([*self._files])
+        del self._files[name]
+        self.client.unlink(ROOT, name)
+        self.client.lookup(ROOT, name, expect=2)
+
+
+@contextmanager
+def loaded(daemon: Daemon, queues: int = 2) -> Iterator[tuple[FrontEnd, FuseClient, list[Load]]]:
+    """A guest on so many request queues, the last two of which are at work."""
+    with guest(daemon, init=False, queues=1 + 1 + queues) as (frontend, client):
+        client.init(flags=lib.FUSE_POSIX_LOCKS)
+        loads = [Load(_client(frontend, 2 + number, client), number) for number in range(queues)]
+        with ExitStack() as stack:
+            for load in loads:
+                stack.enter_context(load)
+            yield frontend, client, loads
+
+
+def _client(frontend: FrontEnd, queue: int, of: FuseClient) -> FuseClient:
+    """The same guest on another queue."""
+    client = FuseClient(lambda request, room: frontend.request(queue, request, room))
+    client.uniques = of.uniques
+    return client

@@ -1,8 +1,7 @@
-"""The work of work.py on a share whose workers are killed, or are not: mounted on this host, and in a guest."""
+"""The work of work.py on a share whose workers are killed, or are not."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from tests.chaos.bridge import Bridge
 from tests.chaos.storm import Killer, Outcome, known, numbered, settled, tree
 from tests.daemon.daemon import Daemon, open_files, until
 from tests.frontend import FrontEnd
-from vfsd.guest.guest import Guest
 
 WORK = Path(__file__).with_name("work.py")
 PARTS = ("fsx", "git", "tar", "names")
@@ -98,30 +96,3 @@ def look(outcome: Outcome, control: int, share: Path, kill: Callable[[], int]) -
     outcome.known = settled(lambda: known(control))
     kill()
     outcome.descriptors = settled(lambda: numbered(open_files(control), share.parent))
-
-
-def in_a_guest(guest: Guest, index: int, kills: int, seed: int, rounds: Mapping[str, int] = ENDLESS) -> Outcome:
-    """On the share number `index` of a guest with room for six commands, whose daemons have --sandbox=none."""
-    daemon, seen = guest.daemons[index], guest.shares[index].mount_point
-    share = Path(guest.shares[index].directory)
-    (share / "tree").mkdir()
-    shutil.copy(WORK, share)
-
-    def there(arguments: list[str]) -> tuple[int, str]:
-        result = guest.run(["/usr/bin/python3", *arguments], 900, cwd="/")
-        return result.status, result.text
-
-    killer = Killer(lambda: [daemon.worker] if len(os.listdir(share / "tree")) > 3 else [], kills, share / "stop", seed)
-    with killer if kills else nullcontext():
-        outcome = work(there, f"{seen}/{WORK.name}", f"{seen}/tree", seed, rounds, share / "stop", seen)
-    outcome.kills = len(killer.killed)
-    guest.run(f"sync; echo 3 >/proc/sys/vm/drop_caches; mount -o remount,rw {seen}", 60, cwd="/").check()
-
-    def kill() -> int:
-        os.kill(pid := daemon.worker, 9)
-        return pid
-
-    look(outcome, daemon.pid, share, kill)
-    outcome.tree = tree(share / "tree")
-    outcome.log = daemon.log.read_text()
-    return outcome

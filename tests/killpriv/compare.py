@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.killpriv import cells
-from vfsd.guest import kernel
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest import Guest, Share, kernel
 
 #: Outcomes by cell, as cells.py prints them.
 Outcomes = dict[str, str]

@@ -6,7 +6,9 @@ that speaks vhost-user; the daemon under test and any other virtiofs daemon are 
 
 from vfsd.guest.channel import Command, Result
 from vfsd.guest.errors import GuestError, TimeLimitError
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest.guest import Guest
 from vfsd.guest.machine import Settings
+from vfsd.guest.migration import Moved
+from vfsd.guest.share import Share
 
-__all__ = ["Command", "Guest", "GuestError", "Result", "Settings", "Share", "TimeLimitError"]
+__all__ = ["Command", "Guest", "GuestError", "Moved", "Result", "Settings", "Share", "TimeLimitError"]

@@ -11,11 +11,11 @@ import os
 import select
 import shlex
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,32 +25,11 @@ from vfsd.guest.channel import Command, Result, Sink, Slot, script
 from vfsd.guest.daemon import Daemon, describe_status
 from vfsd.guest.errors import GuestError, TimeLimitError
 from vfsd.guest.machine import Attached, Machine, Settings, tail
+from vfsd.guest.migration import Moved, migrate
 from vfsd.guest.progress import Progress, Silent
+from vfsd.guest.share import Share
 
 _STAGE = "vfsd-guest: "
-
-
-@dataclass(frozen=True)
-class Share:
-    """A host directory and where the guest sees it."""
-
-    directory: str | os.PathLike[str]
-    tag: str = "share"
-    #: Mount point; /mnt/TAG if empty.
-    path: str = ""
-    #: As for mount -o.
-    mount_options: str = "rw"
-    #: The daemon program; None is ours.
-    daemon: str | None = None
-    daemon_options: Sequence[str] = ()
-    #: Size of the DAX window as --dax-window takes it; "": none.
-    dax_window: str = ""
-    #: False leaves mounting to the caller.
-    mounted: bool = True
-
-    @property
-    def mount_point(self) -> str:
-        return self.path or f"/mnt/{self.tag}"
 
 
 class Guest:
@@ -90,6 +69,7 @@ class Guest:
         self._directory: Path | None = None
         self._slots: list[Slot] = []
         self._slot_count = slots
+        self._moves = 0
         self._request_lock = threading.Lock()
         self._replies = b""
 
@@ -108,8 +88,7 @@ class Guest:
         """Starts the daemons and QEMU and returns when the shares are mounted. Raises GuestError with a report."""
         try:
             self._prepare()
-            self._start_daemons()
-            self._start_machine()
+            self._start()
             self._await_guest()
             self._mount_shares()
         except BaseException as error:
@@ -142,7 +121,7 @@ class Guest:
         """The last lines of the guest's console, of QEMU and of each daemon, with headings."""
         if self._directory is None:
             return ""
-        logs = [("guest console", self._path("console.log")), ("QEMU", self._path("qemu.log"))]
+        logs = [("guest console", self._log("console")), ("QEMU", self._log("qemu"))]
         logs += [(f"daemon of {daemon.directory}", daemon.log) for daemon in self.daemons]
         texts = [(title, tail(path, lines)) for title, path in logs if path.exists()]
         return "\n".join(f"--- {title} ---\n{text or '(nothing)'}" for title, text in texts)
@@ -161,9 +140,8 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """The guest's whole console so far."""
-        assert self._directory is not None
-        return (self._directory / "console.log").read_text(errors="replace")
+        """The guest's console so far, from where it is now."""
+        return self._log("console").read_text(errors="replace")
 
     def start(
         self,
@@ -249,6 +227,37 @@ class Guest:
             error.report = error.report or self.report()
             raise
 
+    def migrate(
+        self,
+        daemon_options: Sequence[str] | None = None,
+        relay: Callable[[Path], Path] = lambda path: path,
+        limit: float = 120,
+    ) -> Moved:
+        """Moves the running guest to another QEMU with daemons of its own, which have other options if they are given.
+        No command may run meanwhile, but what was left in the background does. `relay` is told the socket of the
+        destination, and tells which one the source is to connect to. Raises GuestError with a report of the destination
+        when the guest can't be moved; it runs on where it was."""
+        assert self.machine is not None and self.machine.monitor is not None
+        source, was = self.machine.monitor, (self.machine, self.daemons, self._slots)
+        self._moves += 1
+        try:
+            self._start("-incoming", "defer", daemon_options=daemon_options)
+            assert self.machine.monitor is not None
+            path = self._path(f"migrate{self._moves}.sock")
+            moved = migrate(source, self.machine.monitor, path, relay, limit)
+        except GuestError as error:
+            error.report = error.report or self.report()
+            self.machine.close()
+            for daemon in self.daemons:
+                daemon.close()
+            self.machine, self.daemons, self._slots = was
+            raise
+        self._slots = [Slot(number, *self._ends(number)) for number in range(self._slot_count)]
+        was[0].close()
+        for daemon in was[1]:
+            daemon.close()
+        return moved
+
     def request(self, line: str) -> None:
         """Runs a shell line in the guest's first process, without an answer. It must not block."""
         assert self.machine is not None
@@ -276,24 +285,34 @@ class Guest:
         assert self._directory is not None
         return self._directory / name
 
-    def _start_daemons(self) -> None:
+    def _log(self, name: str) -> Path:
+        """A log of the QEMU, or the daemons, that have the guest now."""
+        return self._path(f"{name}{self._moves or ''}.log")
+
+    def _start(self, *words: str, daemon_options: Sequence[str] | None = None) -> None:
+        self.daemons = []
+        self._start_daemons(daemon_options)
+        self._start_machine(words)
+
+    def _start_daemons(self, options: Sequence[str] | None) -> None:
         self.progress.stage("starting the daemon")
         for share in self.shares:
-            socket, log = self._path(f"{share.tag}.sock"), self._path(f"daemon-{share.tag}.log")
+            socket, log = self._path(f"{share.tag}{self._moves or ''}.sock"), self._log(f"daemon-{share.tag}")
             directory = Path(os.path.abspath(share.directory))
             window = ["--dax-window", share.dax_window, "--tag", share.tag] if share.dax_window else []
-            self.daemons.append(Daemon(directory, socket, log, share.daemon, [*window, *share.daemon_options]))
+            given = share.daemon_options if options is None else options
+            self.daemons.append(Daemon(directory, socket, log, share.daemon, [*window, *given]))
         for daemon in self.daemons:
             daemon.wait_for_socket(self.progress.tick)
 
-    def _start_machine(self) -> None:
+    def _start_machine(self, more: Sequence[str]) -> None:
         self.progress.stage("looking at KVM")
         self.accelerator = accel.choose(self.settings.accel, self._program, self.settings.environment)
         self.progress.stage("preparing kernel and initramfs")
         image = initramfs.build(self._kernel, self._kernel_choice[2])
         names = ["qmp", "request", *(["tty"] if self._terminal else [])]
         names += [f"{stream}{slot}" for slot in range(self._slot_count) for stream in ("control", "out", "err")]
-        self.machine = Machine(self._program, names, self._path("qemu.log"), self.settings.environment)
+        self.machine = Machine(self._program, names, self._log("qemu"), self.settings.environment)
         sockets = [
             Attached(share.tag, daemon.socket, bool(share.dax_window))
             for share, daemon in zip(self.shares, self.daemons, strict=True)
@@ -303,22 +322,25 @@ class Guest:
             self.accelerator[0],
             self._kernel.bootable(),
             image,
-            self._path("console.log"),
+            self._log("console"),
             sockets,
             self.machine.descriptors(),
             self._host_root,
         )
         self.progress.stage("starting QEMU")
-        self.machine.start(words)
+        self.machine.start([*words, *more])
+
+    def _ends(self, number: int) -> list[socket.socket]:
+        """Ours of a slot's streams."""
+        assert self.machine is not None
+        return [self.machine.ports[f"{stream}{number}"] for stream in ("control", "out", "err")]
 
     def _await_guest(self) -> None:
         word, _, self.release = self._reply(self._boot_limit).partition(" ")
         if word != "ready":
             raise GuestError(f"the guest answered {word} to its boot")
-        assert self.machine is not None
         for number in range(self._slot_count):
-            ends = [self.machine.ports[f"{stream}{number}"] for stream in ("control", "out", "err")]
-            self._slots.append(Slot(number, *ends))
+            self._slots.append(Slot(number, *self._ends(number)))
             self.request(f"start_slot {number}")
 
     def _mount_shares(self) -> None:
@@ -349,7 +371,7 @@ class Guest:
 
     def _look(self) -> None:
         assert self.machine is not None
-        text = self.console if self._path("console.log").exists() else ""
+        text = self.console if self._log("console").exists() else ""
         stages = [line.partition(_STAGE)[2] for line in text.splitlines() if _STAGE in line]
         if stages and stages[-1].startswith("failed: "):
             raise GuestError("in the guest: " + stages[-1].removeprefix("failed: "))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vfsd.guest.errors import GuestError
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest.guest import Guest
 from vfsd.guest.machine import Settings
 from vfsd.guest.progress import Progress
+from vfsd.guest.share import Share
 
 _EXIT_CODES = """\
 exit status: the command's; 128 + n if signal n ended it; 127 if the guest has no such program; 124 after the time

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.killpriv.compare import extra_modules
+from vfsd.guest import Guest, Share
 from vfsd.guest.channel import Result
-from vfsd.guest.guest import Guest, Share
 from vfsd.guest.machine import Settings
 
 #: In words that virtiofsd understands too; the rules are --xattrmap=overlay.

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.killpriv import compare, reasons
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest import Guest, Share
 
 from .conftest import Place
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest import Guest, Share
 from vfsd.guest.machine import Settings
 
 MODES = {

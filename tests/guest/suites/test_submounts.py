@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vfsd.guest.guest import Guest, Share
+from vfsd.guest import Guest, Share
 from vfsd.guest.machine import Settings
 
 DEVICE = "stat -c %d"

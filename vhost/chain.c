@@ -99,6 +99,8 @@ int chain_read(struct virtq *queue, uint16_t head)
 	int err;
 
 	*chain = (struct virtq_chain){ .queue = queue, .head = head, .in = slot->iov };
+	if (queue->config.memos)
+		chain->memo = (char *)queue->config.memos + (size_t)head * queue->config.memo_size;
 	while (desc.flags & VRING_DESC_F_NEXT) {
 		if (desc.next >= table.count || ++steps > table.count || steps > VIRTQ_MAX_CHAIN)
 			return -EPROTO;

@@ -38,6 +38,7 @@ struct virtq_chain {
 	uint16_t head;
 	uint16_t replay;      /* 1: was in flight in a worker that died, so it may have been served before */
 	uint32_t fault;       /* VIRTQ_FAULT_*: `in` or `out` ends before a buffer that lies outside guest memory */
+	void *memo;           /* of its head: what the handler has kept there, also in a worker that died; or NULL */
 };
 
 /* Serves a chain and returns the number of bytes written to `out`, or VIRTQ_DEFERRED. It cannot fail: an error is a
@@ -89,12 +90,14 @@ struct virtq_config {
 	struct memory *memory;
 	struct virtq_state *state;
 	struct virtq_inflight *inflight; /* room for `num` entries */
+	void *memos;                     /* the handler's, `num` times memo_size bytes of an arena, or NULL */
 	uint64_t features;               /* negotiated virtio features */
 	uint64_t desc_addr;
 	uint64_t avail_addr;
 	uint64_t used_addr;
 	uint64_t log_addr;               /* guest physical address of the used ring, when log_used */
 	uint32_t num;                    /* power of two, 1 to VIRTQ_MAX_SIZE */
+	uint32_t memo_size;              /* bytes */
 	uint32_t log_used;               /* VHOST_VRING_F_LOG was set */
 	uint32_t event_idx;              /* VIRTIO_RING_F_EVENT_IDX was negotiated */
 	uint32_t indirect;               /* VIRTIO_RING_F_INDIRECT_DESC was negotiated */

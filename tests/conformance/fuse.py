@@ -22,7 +22,8 @@ FMT = 0o170000
 class Open(NamedTuple):
     nodeid: int
     fh: int
-    directory: bool
+    #: O_*
+    flags: int
 
 
 class FuseExecutor(FuseActors):
@@ -252,7 +253,7 @@ class FuseExecutor(FuseActors):
         if flags & os.O_CREAT:
             with self._name(path) as (parent, name):
                 entry, opened = self.client.create(parent, name, flags, mode)
-            self.open_files[into] = Open(entry.nodeid, opened.fh, False)
+            self.open_files[into] = Open(entry.nodeid, opened.fh, flags)
             return
         nodeid = self._walk(path)
         try:
@@ -261,7 +262,7 @@ class FuseExecutor(FuseActors):
             if directory and flags & os.O_ACCMODE:
                 raise OSError(EISDIR, "is a directory")
             call = self.client.opendir if flags & os.O_DIRECTORY else self.client.open
-            self.open_files[into] = Open(nodeid, call(nodeid, flags).fh, bool(flags & os.O_DIRECTORY))
+            self.open_files[into] = Open(nodeid, call(nodeid, flags).fh, flags)
         except OSError:
             self._forget(nodeid)
             raise
@@ -269,11 +270,11 @@ class FuseExecutor(FuseActors):
     def tmpfile(self, path: str, flags: int, mode: int, into: str = "") -> None:
         with self._node(path) as parent:
             entry, opened = self.client.tmpfile(parent, flags, mode)
-        self.open_files[into] = Open(entry.nodeid, opened.fh, False)
+        self.open_files[into] = Open(entry.nodeid, opened.fh, flags)
 
     def close(self, file: str) -> None:
-        nodeid, fh, directory = self.open_files.pop(file)
-        if directory:
+        nodeid, fh, flags = self.open_files.pop(file)
+        if flags & os.O_DIRECTORY:
             self.client.releasedir(nodeid, fh)
         else:
             self.client.flush(nodeid, fh)
@@ -290,8 +291,8 @@ class FuseExecutor(FuseActors):
         return data
 
     def pwrite(self, file: str, data: bytes, offset: int) -> int:
-        nodeid, fh, _ = self.open_files[file]
-        written: int = self.client.write(nodeid, fh, data, offset)
+        nodeid, fh, flags = self.open_files[file]
+        written: int = self.client.write(nodeid, fh, data, offset, flags=flags)
         return written
 
     def write(self, file: str, data: bytes) -> int:
@@ -303,8 +304,8 @@ class FuseExecutor(FuseActors):
         self.client.setattr(nodeid, size=size, fh=fh)
 
     def fsync(self, file: str, datasync: bool = False) -> None:
-        nodeid, fh, directory = self.open_files[file]
-        (self.client.fsyncdir if directory else self.client.fsync)(nodeid, fh, datasync)
+        nodeid, fh, flags = self.open_files[file]
+        (self.client.fsyncdir if flags & os.O_DIRECTORY else self.client.fsync)(nodeid, fh, datasync)
 
     def fdatasync(self, file: str) -> None:
         self.fsync(file, datasync=True)

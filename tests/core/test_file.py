@@ -134,7 +134,7 @@ def test_open_modes_and_truncation(root: Path, client: FuseClient) -> None:
 def test_append(root: Path, client: FuseClient) -> None:
     (root / "f").write_bytes(b"one")
     nodeid, fh = open_file(client, b"f", os.O_WRONLY | os.O_APPEND)
-    client.write(nodeid, fh, b"two", 0)
+    client.write(nodeid, fh, b"two", 0, flags=os.O_APPEND)
     assert (root / "f").read_bytes() == b"onetwo"
 
 
@@ -168,7 +168,7 @@ def test_writeback_reads_what_it_writes(serve: Callable[..., Served]) -> None:
     (served.root / "f").write_bytes(b"0123456789")
     nodeid, fh = open_file(served.client, b"f", os.O_WRONLY | os.O_APPEND)
     assert served.client.read(nodeid, fh, 4) == b"0123"
-    served.client.write(nodeid, fh, b"AB", 0)
+    served.client.write(nodeid, fh, b"AB", 0, flags=os.O_APPEND)
     assert (served.root / "f").read_bytes() == b"AB23456789"
 
 
@@ -267,10 +267,18 @@ def test_a_write_replayed_is_not_appended_twice(served: Served, root: Path, clie
     (root / "f").write_bytes(b"first\n")
     nodeid = client.lookup(ROOT, b"f").nodeid
     fh = client.open(nodeid, os.O_WRONLY | os.O_APPEND).fh
-    client.write(nodeid, fh, b"second\n", 6)
-    served.guest(replay=True).write(nodeid, fh, b"second\n", 6)
-    client.write(nodeid, fh, b"third\n", 0)
+    client.write(nodeid, fh, b"second\n", 6, flags=os.O_APPEND)
+    served.guest(replay=True).write(nodeid, fh, b"second\n", 6, flags=os.O_APPEND)
+    client.write(nodeid, fh, b"third\n", 0, flags=os.O_APPEND)
     assert (root / "f").read_bytes() == b"first\nsecond\nthird\n"
+
+
+def test_a_page_of_a_mapping_is_not_appended(root: Path, client: FuseClient) -> None:
+    """The guest's kernel writes it by whatever handle there is (fs/fuse/file.c, fuse_write_file_get)."""
+    (root / "f").write_bytes(b"0123456789")
+    nodeid, fh = open_file(client, b"f", os.O_RDWR | os.O_APPEND)
+    client.write(nodeid, fh, b"AB", 2, lib.FUSE_WRITE_CACHE)
+    assert (root / "f").read_bytes() == b"01AB456789"
 
 
 def test_a_release_replayed_is_done_already(served: Served, root: Path, client: FuseClient) -> None:

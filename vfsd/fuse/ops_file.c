@@ -59,13 +59,18 @@ static int check_file_system(const struct core *core, int fd, uint64_t dev)
 	return fs.f_type == PROC_SUPER_MAGIC ? -EACCES : 0;
 }
 
-/* Only an owner may leave the time of access alone; who asks for it cares for the file's contents more. */
+/* Whether a write appends it says itself: a page of a mapping does not, and may come on any handle. Only files that can
+ * but grow (chattr +a) are opened no other way. And only an owner may leave the time of access alone; who asks for it
+ * cares for the file's contents more. */
 static int open_again(struct core *core, int fd, uint32_t flags)
 {
-	int opened = reopen_surely(core, fd, flags);
+	const uint32_t append = O_APPEND, noatime = O_NOATIME;
+	int opened = reopen_surely(core, fd, flags & ~append);
 
-	if (opened == -EPERM && (flags & O_NOATIME))
-		opened = reopen_surely(core, fd, flags & ~(uint32_t)O_NOATIME);
+	if (opened == -EPERM && (flags & append))
+		opened = reopen_surely(core, fd, flags);
+	if (opened == -EPERM && (flags & noatime))
+		opened = open_again(core, fd, flags & ~noatime);
 	return opened;
 }
 
@@ -145,12 +150,12 @@ static int reopen_modifying(struct core *core, const struct fuse_request *reques
 	int opened;
 
 	if (!(flags & O_TRUNC))
-		return reopen_surely(core, fd, flags);
+		return open_again(core, fd, flags);
 	opened = priv_begin(core, fd, truncation_kills(core, request, open_flags), request->header.uid,
 			    request->header.gid, &priv);
 	if (opened < 0)
 		return opened;
-	opened = reopen_surely(core, fd, flags);
+	opened = open_again(core, fd, flags);
 	if (opened < 0)
 		priv_refused(&priv);
 	priv_end(core, &priv);
@@ -196,7 +201,7 @@ static int create_or_open(struct core *core, struct fuse_request *request, int d
 
 	/* Between the two opens the host may remove the name; not for ever. */
 	for (attempt = 0; attempt < 8; attempt++) {
-		fd = open_surely(core, dir_fd, name, (flags & ~(uint32_t)O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW,
+		fd = open_surely(core, dir_fd, name, (flags & ~(uint32_t)(O_TRUNC | O_APPEND)) | O_CREAT | O_EXCL | O_NOFOLLOW,
 				 in->mode & 07777);
 		if (fd != -EEXIST || exclusive)
 			return fd;

@@ -10,6 +10,7 @@
 
 struct transfer {
 	bool write;
+	int flags;   /* RWF_APPEND or 0 */
 	bool direct; /* the guest means to go past the page caches */
 	const struct iovec *iov;
 	uint32_t count;
@@ -36,7 +37,7 @@ static int64_t transfer(int fd, const struct transfer *what)
 		if (!iov_split(what->iov, what->count, what->skip + done, size - done, scratch->iov, VIRTQ_MAX_CHAIN,
 			       &parts))
 			break;
-		n = what->write ? pwritev2(fd, scratch->iov, parts, what->offset + done, 0)
+		n = what->write ? pwritev2(fd, scratch->iov, parts, what->offset + done, what->flags)
 				: preadv2(fd, scratch->iov, parts, what->offset + done, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -90,15 +91,15 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 	return result;
 }
 
-/* A write that may have been done already, on a handle that appends: it goes where the guest meant it to, so that it is
- * not appended twice. The flags to give back to the descriptor, or -1. */
-static int stop_appending(int fd, bool replay)
+/* Whether a write goes to the end, wherever that is. With the guest's page cache in between it is the guest that knows
+ * where the end is; and one that may have been done already goes where the guest took the end to be, so as not to be
+ * appended twice. */
+static bool appends(const struct core *core, const struct fuse_request *request)
 {
-	int flags = replay ? fcntl(fd, F_GETFL) : 0;
+	const struct fuse_write_in *in = (const void *)request->arg;
 
-	if (flags < 0 || !(flags & O_APPEND) || fcntl(fd, F_SETFL, flags & ~O_APPEND) < 0)
-		return -1;
-	return flags;
+	return (in->flags & O_APPEND) && !(in->write_flags & FUSE_WRITE_CACHE) &&
+	       !negotiated(core, FUSE_WRITEBACK_CACHE) && !request->replay;
 }
 
 /* A WRITE begins as a modification. The most frequent one, which keeps the bits where the host does not take them, costs
@@ -119,14 +120,14 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 	const struct fuse_write_in *in = (const void *)request->arg;
 	const struct virtq_chain *chain = request->chain;
 	struct transfer what = {
-		.write = true, .direct = (in->flags & O_DIRECT) && !(in->write_flags & FUSE_WRITE_CACHE),
+		.write = true, .flags = appends(core, request) ? RWF_APPEND : 0, .direct = (in->flags & O_DIRECT) && !(in->write_flags & FUSE_WRITE_CACHE),
 		.iov = chain->in, .count = chain->in_count,
 		.skip = sizeof(struct fuse_in_header) + sizeof(*in), .offset = in->offset, .size = in->size,
 	};
 	struct fuse_write_out *out = (void *)request->reply;
 	struct priv priv;
 	int64_t result;
-	int fd, flags;
+	int fd;
 
 	if (in->size > request->header.len - what.skip)
 		return -EINVAL;
@@ -135,10 +136,7 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 		return fd;
 	result = write_begin(core, request, fd, &priv);
 	if (result == 0) {
-		flags = stop_appending(fd, request->replay);
 		result = transfer_any(core, fd, &what);
-		if (flags >= 0)
-			fcntl(fd, F_SETFL, flags);
 		priv_end(core, &priv);
 	}
 	handle_put(core, in->fh);

@@ -126,10 +126,10 @@ def _rename(core: Core, request: Request, newdir: int, old: bytes, new: bytes, f
 
 @op("TMPFILE", "fuse_create_in")
 def tmpfile(core: Core, request: Request, arg: Any) -> bytes:
-    flags = arg.flags & (os.O_ACCMODE | os.O_EXCL | os.O_APPEND | os.O_SYNC | os.O_DSYNC)
+    flags = arg.flags & (os.O_ACCMODE | os.O_EXCL | os.O_SYNC | os.O_DSYNC)
     if core.session.flags & lib.FUSE_WRITEBACK_CACHE:
-        # The guest reads what it is to write around, and places appends itself.
-        flags = flags & ~(os.O_ACCMODE | os.O_APPEND) | os.O_RDWR
+        # The guest reads what it is to write around.
+        flags = flags & ~os.O_ACCMODE | os.O_RDWR
     with core.inode(request.nodeid) as parent:
         # `.`, since the kernel takes no empty path here; O_EXCL makes the file one that can't be linked.
         how = flags | os.O_TMPFILE | os.O_CLOEXEC

@@ -11,7 +11,7 @@ An error that was not expected is raised as OSError, a success that was not is a
 import itertools
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tests.fusestructs import Dirent, dirents, pack, unpack
@@ -54,16 +54,18 @@ class FuseClient:
         #: SETXATTR in its long form (FUSE_SETXATTR_EXT); init() sets it to what was agreed.
         self.setxattr_ext = False
         #: Numbers of requests, even as Linux's; several threads may share a client.
-        self.uniques = itertools.count(2, 2)
+        self.uniques: Iterator[int] = itertools.count(2, 2)
+        #: That of the last one.
+        self.unique = 0
 
     def exchange(
         self, opcode: int, nodeid: int, body: bytes, room: int, extension: bytes = b"", unique: int | None = None
     ) -> bytes:
         """The reply's bytes, its header included; nothing is checked."""
+        self.unique = unique = next(self.uniques) if unique is None else unique
         header = pack(
-            "fuse_in_header", len=HEADER + len(body) + len(extension), opcode=opcode,
-            unique=next(self.uniques) if unique is None else unique,
-            nodeid=nodeid, uid=self.uid, gid=self.gid, pid=1, total_extlen=len(extension) // 8,
+            "fuse_in_header", len=HEADER + len(body) + len(extension), opcode=opcode, unique=unique, nodeid=nodeid,
+            uid=self.uid, gid=self.gid, pid=1, total_extlen=len(extension) // 8,
         )  # fmt: skip
         return self.transport(header + body + extension, room)
 

@@ -41,6 +41,7 @@ fuse = FFI()
 fuse.include(virtq)
 fuse.cdef(uapi(system_header("linux/fuse.h")))
 fuse.cdef(header(HERE / "fuse" / "newer.h"))
+fuse.cdef(header(HERE / "fuse" / "memo.h"))
 fuse.cdef(header(HERE / "fuse" / "config.h"))
 fuse.cdef(header(HERE / "fuse" / "core.h"))
 for function in ("fuse_door", "fuse_refused"):

@@ -71,8 +71,8 @@ class Modification:
 
     __slots__ = ("_arguments", "_core", "_priv")
 
-    def __init__(self, core: Any, *arguments: int) -> None:
-        self._core, self._arguments, self._priv = core, arguments, ffi.new(_PRIV)
+    def __init__(self, core: Any, memo: Any, *arguments: int) -> None:
+        self._core, self._arguments, self._priv = core, arguments, ffi.new(_PRIV, {"memo": memo})
 
     def __enter__(self) -> None:
         check(lib.priv_begin(self._core, *self._arguments, self._priv))
@@ -102,7 +102,14 @@ def _inode_get(core: Any, nodeid: int) -> int:
 
 
 def core_config(
-    settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area, locks: Area
+    settings: Settings,
+    root_fd: int,
+    proc_fd: int,
+    session: Area,
+    inodes: Area,
+    handles: Area,
+    locks: Area,
+    memos: Area,
 ) -> Any:
     """A struct core_config. It points into the arenas, which must outlive it."""
     ids = core_ids(settings.ids) if settings.ids else ffi.NULL
@@ -128,6 +135,8 @@ def core_config(
             "inodes_size": inodes.size,
             "handles_size": handles.size,
             "locks_size": locks.size,
+            "memos": memos.pointer(ffi, "char *"),
+            "memos_size": memos.size,
             "descriptors_max": settings.descriptors,
             "label": settings.label,
             "ids": ids,
@@ -176,10 +185,18 @@ class Core:
     """
 
     def __init__(
-        self, settings: Settings, root_fd: int, proc_fd: int, session: Area, inodes: Area, handles: Area, locks: Area
+        self,
+        settings: Settings,
+        root_fd: int,
+        proc_fd: int,
+        session: Area,
+        inodes: Area,
+        handles: Area,
+        locks: Area,
+        memos: Area,
     ) -> None:
         self.settings = settings
-        self._areas = (session, inodes, handles, locks)
+        self._areas = (session, inodes, handles, locks, memos)
         self._config = core_config(settings, root_fd, proc_fd, *self._areas)
         error = ffi.new("int *")
         #: The struct core, as virtq_run and fuse_serve take it.
@@ -209,10 +226,10 @@ class Core:
         """The descriptor of an open file or directory. Entering raises EBADF."""
         return Pin(lib.handle_get, lib.handle_put, self.pointer, fh)
 
-    def modifying(self, fd: int, kill: int, uid: int, gid: int) -> Modification:
-        """Around one modification of the file behind `fd`, by the guest's uid:gid. `kill` is PRIV_*. Entering raises
-        OSError when the file must not be modified."""
-        return Modification(self.pointer, fd, kill, uid, gid)
+    def modifying(self, fd: int, kill: int, uid: int, gid: int, memo: Any = ffi.NULL) -> Modification:
+        """Around one modification of the file behind `fd`, by the guest's uid:gid, for the request with this memo.
+        `kill` is PRIV_*. Entering raises OSError when the file must not be modified."""
+        return Modification(self.pointer, memo, fd, kill, uid, gid)
 
     def open(self, nodeid: int, flags: int) -> int:
         """A new descriptor of an inode, the caller's to close. Flags are made safe as OPEN does."""

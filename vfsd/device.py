@@ -18,6 +18,7 @@ from vfsd.core import core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
 from vfsd.window import REGION, SLOTS_SIZE, Window
+from vhost._virtq import lib as virtq
 from vhost.arena import Arena, Maker
 from vhost.device import Refused
 from vhost.message import Feature, MemoryRegion, ProtocolFeature
@@ -34,6 +35,10 @@ CONFIG_SPACE = Struct("<36sI")
 INODES_SIZE = 1 << 31
 HANDLES_SIZE = 1 << 26
 LOCKS_SIZE = 1 << 26
+#: A record for each head of each ring, and a page.
+MEMO_SIZE = ffi.sizeof("struct memo")
+MEMOS = QUEUES * virtq.VIRTQ_MAX_SIZE
+MEMOS_SIZE = MEMOS * (MEMO_SIZE + 4 * lib.MEMO_PAGE)
 
 FEATURES = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.PROTOCOL_FEATURES | Feature.LOG_ALL
 PROTOCOL_FEATURES = (
@@ -79,6 +84,7 @@ class FsDevice:
         self.inodes = make("vfsd-inodes", INODES_SIZE)
         self.handles = make("vfsd-handles", HANDLES_SIZE)
         self.locks = make("vfsd-locks", LOCKS_SIZE)
+        self.memos = make("vfsd-memos", MEMOS_SIZE)
         #: The front-end has agreed to map files into the window.
         self.mapping = False
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
@@ -97,9 +103,13 @@ class FsDevice:
         return settings._replace(window=self._window.worker_socket)
 
     @property
-    def arenas(self) -> tuple[Arena, Arena, Arena, Arena]:
+    def arenas(self) -> tuple[Arena, Arena, Arena, Arena, Arena]:
         """In the order in which a core takes them."""
-        return self.session, self.inodes, self.handles, self.locks
+        return self.session, self.inodes, self.handles, self.locks, self.memos
+
+    def memo(self, ring: int) -> Any:
+        """The struct memo * of the first head of a ring."""
+        return self.memos.pointer(ffi, "struct memo *", ring * virtq.VIRTQ_MAX_SIZE * MEMO_SIZE)
 
     def descriptors(self) -> set[int]:
         """Those of the guest's inodes, handles and locks. Asked while no worker runs."""

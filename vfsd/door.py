@@ -34,10 +34,25 @@ class Request(NamedTuple):
     #: The guest's caller. All ones when unknown, on idmapped mounts.
     uid: int
     gid: int
-    #: Served before, perhaps, by a worker that died: "already done" is success.
-    replay: bool
+    #: struct memo *: what is kept of it for a worker that finds it in flight. NULL where nothing is (vfsd/fuse/once.c).
+    memo: Any
     #: Bytes the guest has room for.
     room: int
+
+    @property
+    def begun(self) -> bool:
+        """Whether `before` was called for it by a worker that died. It may have done the rest, too."""
+        return bool(self.memo and self.memo.has_fact)
+
+    def before(self, look: Callable[[], int]) -> int:
+        """What `look` said before anything was done, though it may have been in another worker's life."""
+        memo = self.memo
+        if not memo:
+            return look()
+        if not memo.has_fact:
+            memo.fact = look()
+            memo.has_fact = 1
+        return memo.fact  # type: ignore[no-any-return]
 
 
 class Question(bytes):
@@ -209,7 +224,7 @@ def fuse_door(core: Any, packet: Any) -> int:
     door = _doors[core]
     header = packet.header
     op = OPS[header.opcode]
-    request = Request(header.nodeid, header.unique, header.uid, header.gid, bool(packet.replay), packet.reply_max)
+    request = Request(header.nodeid, header.unique, header.uid, header.gid, packet.memo, packet.reply_max)
     body = ffi.buffer(packet.arg, packet.arg_len)[:]
     chain = packet.chain if packet.chain and packet.chain.queue else None
     if chain and op.blocking and door.pool:

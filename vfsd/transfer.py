@@ -38,7 +38,7 @@ class Spec(NamedTuple):
     config: Config
     share: Share
     settings: Settings
-    arenas: tuple[Arena, Arena, Arena, Arena]
+    arenas: tuple[Arena, Arena, Arena, Arena, Arena]
     backend: Backend
     #: Load rather than save, through the pipe.
     load: bool

@@ -26,7 +26,7 @@ from vfsd.asking import Asking
 from vfsd.child import settle
 from vfsd.core import Core
 from vfsd.descriptors import leave_room
-from vfsd.device import FsDevice
+from vfsd.device import MEMO_SIZE, FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
@@ -211,10 +211,12 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
     error = ffi.new("int *")
     inflight = spec.backend.inflight.map(vring.index)
     config = vring.config(memory, inflight, spec.backend.features, spec.stop)
+    memos = spec.device.memo(vring.index)
+    config.memos, config.memo_size = memos, MEMO_SIZE
     queue = lib.virtq_new(config, error)
     if queue:
         # The queue points to what these own.
-        _kept.append((config, inflight))
+        _kept.append((config, inflight, memos))
         return Ring(vring, queue)
     if error[0] == -errno.ENOMEM:
         raise MemoryError("no room to map the guest's memory")

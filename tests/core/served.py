@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.direct import direct
+from tests.direct import direct, follow
 from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import ffi, lib
 from vfsd.core import core_ids
@@ -53,6 +53,9 @@ class Served:
         self.inodes = mmap.mmap(-1, records * lib.INODE_RECORD)
         self.handles = mmap.mmap(-1, records * lib.HANDLE_RECORD)
         self.locks = mmap.mmap(-1, records * 48)
+        self.memos = mmap.mmap(-1, 65536)
+        #: That of every request.
+        self.memo = ffi.cast("struct memo *", ffi.from_buffer(self.memos))
         self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
         self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
         self.complete = ffi.callback("virtq_completion", complete) if complete else ffi.NULL
@@ -79,6 +82,8 @@ class Served:
                 "handles_size": len(self.handles),
                 "ids": self.ids,
                 "locks_size": len(self.locks),
+                "memos": self.memo,
+                "memos_size": len(self.memos),
                 "window_fd": window,
                 "dax_min": dax_sizes[0],
                 "dax_max": dax_sizes[1],
@@ -103,7 +108,12 @@ class Served:
 
     def guest(self, **options: Any) -> FuseClient:
         """A client; options as for `direct`. It follows a restart."""
-        return FuseClient(lambda request, room: direct(self.core, **options)(request, room))
+        return FuseClient(lambda request, room: direct(self.core, memo=self.memo, **options)(request, room))
+
+    def again(self) -> FuseClient:
+        """The guest whose last request was in flight in a worker that died, before it had written what came of it."""
+        self.memo.done = 0
+        return follow(self.guest(replay=True), self.client)
 
     def limit(self, descriptors: int) -> None:
         """Lets the guest hold so many from now on, the root's included."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.served import REAL_ROOT, Served
+from tests.core.served import REAL_ROOT, Served, records
 from tests.fuseclient import ROOT, FuseClient
 from vfsd._fuse import ffi, lib
 from vfsd._process import lib as process
@@ -243,11 +243,41 @@ def test_many_inodes(serve: Callable[..., Served]) -> None:
 def test_a_forget_replayed_counts_once(served: Served, root: Path, client: FuseClient) -> None:
     (root / "f").touch()
     nodeid = client.lookup(ROOT, b"f").nodeid
-    client.lookup(ROOT, b"f")
+    for _ in range(5):
+        client.lookup(ROOT, b"f")
     client.forget(nodeid)
-    served.guest(replay=True).forget(nodeid)
-    served.guest(replay=True).batch_forget([(nodeid, 1)])
-    assert client.getattr(nodeid).attr.mode
+    served.again().forget(nodeid)
+    client.batch_forget([(nodeid, 1), (nodeid, 1)])
+    served.again().batch_forget([(nodeid, 1), (nodeid, 1)])
+    assert [record[6] for record in records(served).values()] == [3]
+    served.memo.steps = 1
+    served.again().batch_forget([(nodeid, 1), (nodeid, 1)])
+    assert [record[6] for record in records(served).values()] == [2]
+
+
+def test_a_lookup_served_twice_counts_once(served: Served, root: Path, client: FuseClient) -> None:
+    for name in ("f", "g"):
+        (root / name).touch()
+    client.lookup(ROOT, b"f")
+    for again in (served.again(), served.again()):
+        again.lookup(ROOT, b"f")
+    assert [record[6] for record in records(served).values()] == [1]
+    client.lookup(ROOT, b"f")
+    (root / "f").unlink()
+    served.again().lookup(ROOT, b"f", expect=ENOENT)
+    assert [record[6] for record in records(served).values()] == [1]
+
+
+def test_a_listing_served_twice_counts_once(served: Served, root: Path, client: FuseClient) -> None:
+    for number in range(300):
+        (root / str(number)).touch()
+    fh = client.opendir(ROOT).fh
+    entries = client.readdirplus(ROOT, fh, size=1 << 16)
+    assert len(entries) > 200
+    for name in ("17", "170"):
+        (root / name).unlink()
+    left = served.again().readdirplus(ROOT, fh, size=1 << 16)
+    assert sorted(record[6] for record in records(served).values()) == [1] * len([e for e in left if e.entry.nodeid])
 
 
 def test_nothing_outlives_an_unmount(served: Served, root: Path, client: FuseClient) -> None:

@@ -216,12 +216,21 @@ def test_create_does_not_follow_a_symlink_out(root: Path, tmp_path: Path, client
     assert not (tmp_path / "outside").exists()
 
 
-def test_create_replayed_is_done_already(served: Served, root: Path) -> None:
-    served.client.create(ROOT, b"f")
-    again = served.guest(replay=True)
-    entry, opened = again.create(ROOT, b"f")
-    assert again.write(entry.nodeid, opened.fh, b"data") == 4
-    assert (root / "f").read_bytes() == b"data"
+@pytest.mark.parametrize("mode", [0o644, 0o444, 0])
+def test_create_served_twice(served: Served, root: Path, mode: int) -> None:
+    served.client.create(ROOT, b"f", mode=mode)
+    (root / "f").write_bytes(b"by somebody else")
+    entry, opened = served.again().create(ROOT, b"f", os.O_RDWR | os.O_EXCL | os.O_TRUNC, mode)
+    assert (root / "f").read_bytes() == b"by somebody else", "not truncated again"
+    assert served.client.write(entry.nodeid, opened.fh, b"data") == 4
+    assert stat.S_IMODE((root / "f").stat().st_mode) == mode
+    assert (lib.core_inode_count(served.core), lib.core_handle_count(served.core)) == (2, 1)
+
+
+def test_create_of_what_is_there_served_twice(served: Served, root: Path) -> None:
+    (root / "f").touch()
+    served.client.create(ROOT, b"f", expect=EEXIST)
+    served.again().create(ROOT, b"f", expect=EEXIST)
 
 
 def test_create_in_a_removed_directory(root: Path, client: FuseClient) -> None:
@@ -268,9 +277,28 @@ def test_a_write_replayed_is_not_appended_twice(served: Served, root: Path, clie
     nodeid = client.lookup(ROOT, b"f").nodeid
     fh = client.open(nodeid, os.O_WRONLY | os.O_APPEND).fh
     client.write(nodeid, fh, b"second\n", 6, flags=os.O_APPEND)
-    served.guest(replay=True).write(nodeid, fh, b"second\n", 6, flags=os.O_APPEND)
+    served.again().write(nodeid, fh, b"second\n", 6, flags=os.O_APPEND)
     client.write(nodeid, fh, b"third\n", 0, flags=os.O_APPEND)
     assert (root / "f").read_bytes() == b"first\nsecond\nthird\n"
+
+
+def test_the_rest_of_a_write_is_appended(served: Served, root: Path, client: FuseClient) -> None:
+    data = bytes(range(256)) * 1024
+    (root / "f").write_bytes(b"first\n")
+    nodeid, fh = open_file(client, b"f", os.O_RDWR | os.O_APPEND)
+    client.write(nodeid, fh, data, 0, flags=os.O_APPEND)
+    os.truncate(root / "f", 6 + 100_000)
+    assert served.again().write(nodeid, fh, data, 0, flags=os.O_APPEND) == len(data)
+    assert (root / "f").read_bytes() == b"first\n" + data
+
+
+def test_what_another_has_appended_is_not_ours(served: Served, root: Path, client: FuseClient) -> None:
+    (root / "f").write_bytes(b"first\n")
+    nodeid, fh = open_file(client, b"f", os.O_RDWR | os.O_APPEND)
+    client.write(nodeid, fh, b"ours\n", 0, flags=os.O_APPEND)
+    (root / "f").write_bytes(b"first\ntheirs\n")
+    assert served.again().write(nodeid, fh, b"ours\n", 0, flags=os.O_APPEND) == 5
+    assert (root / "f").read_bytes() == b"first\ntheirs\nours\n"
 
 
 def test_a_page_of_a_mapping_is_not_appended(root: Path, client: FuseClient) -> None:
@@ -286,7 +314,7 @@ def test_a_release_replayed_is_done_already(served: Served, root: Path, client: 
     nodeid = client.lookup(ROOT, b"f").nodeid
     fh = client.open(nodeid).fh
     client.release(nodeid, fh)
-    served.guest(replay=True).release(nodeid, fh)
+    served.again().release(nodeid, fh)
     client.release(nodeid, fh, expect=EBADF)
 
 

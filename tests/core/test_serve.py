@@ -197,16 +197,16 @@ def test_what_the_door_sees(serve: Callable[..., Served]) -> None:
     def door(core: Any, request: Any) -> int:
         seen.update(
             arg=bytes(ffi.buffer(request.arg, request.arg_len)), nodeid=request.header.nodeid,
-            uid=request.header.uid, reply_max=request.reply_max, replay=request.replay,
+            uid=request.header.uid, reply_max=request.reply_max, memo=request.memo,
         )  # fmt: skip
         ffi.memmove(request.reply, b"reply", 5)
         return 5
 
     served = serve(door=door)
-    client = served.guest(replay=True, in_sizes=(3, 50), out_sizes=(1, 17))
-    assert client.call(lib.FUSE_UNLINK, 9, b"name\0", room=100) == b"reply"
-    assert seen == {"arg": b"name\0", "nodeid": 9, "uid": 0, "reply_max": 100, "replay": 1}
-    client.call(lib.FUSE_UNLINK, 9, b"name\0", room=1 << 20)
+    client = served.guest(in_sizes=(3, 50), out_sizes=(1, 17))
+    assert client.call(lib.FUSE_REMOVEXATTR, 9, b"name\0", room=100) == b"reply"
+    assert seen == {"arg": b"name\0", "nodeid": 9, "uid": 0, "reply_max": 100, "memo": served.memo}
+    client.call(lib.FUSE_REMOVEXATTR, 9, b"name\0", room=1 << 20)
     assert seen["reply_max"] == 128 << 10
 
 

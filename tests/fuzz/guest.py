@@ -32,9 +32,9 @@ FLAGS = (os.O_APPEND, os.O_TRUNC, os.O_DIRECTORY, os.O_EXCL, os.O_SYNC, os.O_DIR
 class Guest:
     """One hostile guest."""
 
-    def __init__(self, core: Any, seed: int, forbidden: Collection[int] = ()) -> None:
-        """`forbidden`: numbers of inodes that no answer may be about."""
-        self.core, self.random, self.forbidden = core, random.Random(seed), forbidden
+    def __init__(self, core: Any, seed: int, forbidden: Collection[int], memo: Any) -> None:
+        """`forbidden`: numbers of inodes that no answer may be about. `memo`: the struct memo of all its requests."""
+        self.core, self.random, self.forbidden, self.memo = core, random.Random(seed), forbidden, memo
         self.nodeids, self.handles = [lib.FUSE_ROOT_ID], [0]
         self.answers: Counter[int] = Counter()
         self.bodies = self._bodies()
@@ -245,10 +245,26 @@ class Guest:
         setattr(chain, "in", in_iov)
         chain.out, chain.in_count, chain.out_count = out_iov, len(in_lengths), len(out_lengths)
         chain.in_len, chain.out_len = len(request), room
-        chain.replay = self.random.random() < 0.05
+        chain.replay, chain.memo = self.random.random() < 0.05, self.memo
         used = lib.fuse_serve(self.core, chain)
+        if self.random.random() < 0.1:
+            self.die()
+            chain.replay = 1
+            for buffer in outputs:
+                ffi.buffer(buffer)[:] = bytes(len(ffi.buffer(buffer)))
+            used = lib.fuse_serve(self.core, chain)
         reply = b"".join(ffi.buffer(b, n)[:] for b, n in zip(outputs, out_lengths, strict=True))
         self.check(opcode, request, reply, used)
+
+    def die(self) -> None:
+        """What a worker that dies before the request is answered leaves of it; or what makes no sense."""
+        dice = self.random.random()
+        if dice < 0.6:
+            self.memo.done = 0
+        elif dice < 0.7:
+            record = ffi.buffer(self.memo)
+            for _ in range(self.random.randrange(1, 20)):
+                record[self.random.randrange(len(record))] = bytes([self.random.getrandbits(8)])
 
     def check(self, opcode: int, request: bytes, reply: bytes, used: int) -> None:
         known = len(request) >= HEADER.size

@@ -48,6 +48,7 @@ HOSTED = 40  # and from one change on the host to the next
 #: How many descriptors a guest may hold, 0: no limit.
 BUDGETS = (0, 12, 24, 40, 60)
 THREADED = 10  # one request in so many is served beside another
+MEMOS = 2  # requests at a time
 FILE_MAX = 1 << 20  # bytes; RLIMIT_FSIZE, so that no offset fills the disk
 
 
@@ -128,7 +129,9 @@ class Worker:
         self.proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         # Small tables, so that they are full at times.
         sizes = {"session": 4096, "inodes": self.random.choice((16384, 65536)), "handles": 4096, "locks": 4096}
+        sizes["memos"] = MEMOS * (ffi.sizeof("struct memo") + 4 * lib.MEMO_PAGE)
         self.areas = [Arena(name, size) for name, size in sizes.items()]
+        self.memos = ffi.cast("struct memo *", self.areas[-1].pointer(ffi, "struct memo *"))
         rules = [rule("map:1000:70000:5"), rule("forbid-guest:4000000000:9"), rule("squash-host:80000:7:9")]
         self.ids = tables(rules, rules, None, Owner(0, 0)) if seed % 3 == 0 else None
         self.window = Window(seed) if seed % 2 else None
@@ -156,7 +159,8 @@ class Worker:
         self.core = self._core()
         assert self.core.inodes == before, f"{before} inodes before a restart, {self.core.inodes} after it"
         for fd in recorded - descriptors(self.core._config):
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
 
     def _close(self) -> None:
         close_door(self.core)
@@ -222,7 +226,10 @@ def run(count: int, seed: int) -> str:
         if worker.window:
             own |= {worker.window.ours.fileno(), worker.window.theirs.fileno()}
         before = opened() - {str(fd) for fd in own}
-        guests = [Guest(worker.core.pointer, number, forbidden) for number in (seed, seed + 1_000_000)]
+        guests = [
+            Guest(worker.core.pointer, number, forbidden, worker.memos + index)
+            for index, number in enumerate((seed, seed + 1_000_000))
+        ]
         agreed = lib.FUSE_POSIX_ACL | lib.FUSE_DONT_MASK | lib.FUSE_SECURITY_CTX | seed % 2 * lib.FUSE_CREATE_SUPP_GROUP
         agreed |= lib.FUSE_POSIX_LOCKS | lib.FUSE_FLOCK_LOCKS | lib.FUSE_EXPORT_SUPPORT
         if worker.window:

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import vfsd.ops  # noqa: F401  (fills OPS)
-from tests.direct import direct
+from tests.direct import direct, follow
 from tests.fuseclient import FuseClient
+from vfsd._fuse import ffi
 from vfsd.core import Core, core_config, descriptors
 from vfsd.door import close_door, open_door
 from vfsd.settings import Settings
@@ -22,16 +23,31 @@ class Mount(NamedTuple):
     root: Path
     core: Core
     client: FuseClient
-    #: The same guest, whose requests were all in flight in a worker that died.
+    #: The same guest, whose last request was in flight in a worker that died.
     replayed: FuseClient
-    #: session, inodes, handles, locks
-    arenas: tuple[Arena, Arena, Arena, Arena]
+    #: session, inodes, handles, locks, memos
+    arenas: tuple[Arena, Arena, Arena, Arena, Arena]
     root_fd: int
     proc_fd: int
 
     def descriptors(self) -> set[int]:
         """What the arenas record."""
         return descriptors(core_config(self.core.settings, self.root_fd, self.proc_fd, *self.arenas))
+
+    @property
+    def memo(self) -> Any:
+        """The struct memo * of the last request."""
+        return memo_of(self.arenas[4])
+
+    def unfinished(self) -> FuseClient:
+        """`replayed`, and the worker died before it had written what came of the request."""
+        self.memo.done = 0
+        return self.replayed
+
+
+def memo_of(arena: Arena) -> Any:
+    """The first struct memo *. It does not keep the arena: in a cycle of garbage that would crash (cffi 2.0)."""
+    return ffi.cast("struct memo *", arena.pointer(ffi, "struct memo *"))
 
 
 @contextmanager
@@ -41,10 +57,15 @@ def share(root: Path, settings: Settings, init: bool = True, handles: int = 1 <<
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     os.fchdir(proc_fd)
-    arenas = Arena("session", 4096), Arena("inodes", 1 << 20), Arena("handles", handles), Arena("locks", 1 << 16)
+    arenas = (
+        Arena("session", 4096), Arena("inodes", 1 << 20), Arena("handles", handles), Arena("locks", 1 << 16),
+        Arena("memos", 1 << 16),
+    )  # fmt: skip
     core = Core(settings, root_fd, proc_fd, *arenas)
     open_door(core)
-    client, replayed = FuseClient(direct(core.pointer)), FuseClient(direct(core.pointer, replay=True))
+    memo = memo_of(arenas[4])
+    client = FuseClient(direct(core.pointer, memo=memo))
+    replayed = follow(FuseClient(direct(core.pointer, replay=True, memo=memo)), client)
     try:
         if init:
             client.init(minor=45, flags=ALL_FLAGS)

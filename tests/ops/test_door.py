@@ -89,11 +89,26 @@ def test_what_an_op_sees_of_the_request(mount: Mount, monkeypatch: pytest.Monkey
         return bytes(80)
 
     replace(monkeypatch, "STATFS", statfs)
-    for client, replay in ((mount.client, False), (mount.replayed, True)):
-        client.uid, client.gid = 12, 34
-        client.statfs(56)
-        assert (seen[-1].nodeid, seen[-1].uid, seen[-1].gid, seen[-1].room) == (56, 12, 34, 80)
-        assert seen[-1].replay is replay
+    mount.client.uid, mount.client.gid = 12, 34
+    mount.client.statfs(56)
+    assert (seen[-1].nodeid, seen[-1].uid, seen[-1].gid, seen[-1].room) == (56, 12, 34, 80)
+
+
+def test_what_an_op_saw_before(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def look() -> int:
+        return len(seen)
+
+    def removexattr(core: Core, request: Request, name: bytes) -> bytes:
+        seen.append((request.begun, request.before(look)))
+        return b""
+
+    replace(monkeypatch, "REMOVEXATTR", removexattr)
+    for client in (mount.client, mount.unfinished(), mount.client):
+        mount.memo.done = 0
+        client.removexattr(ROOT, b"user.a")
+    assert seen == [(False, 0), (True, 0), (False, 2)]
 
 
 NAMES = (b"", b"f\0", b"user.a\0", b"f\0g\0", b"\xff\0\xfe\0", b"a\0\0b\0")

@@ -124,10 +124,12 @@ def test_a_file_that_is_there_keeps_its_own(labelled: Mount) -> None:
 
 def test_served_twice(labelled: Mount) -> None:
     """The worker before may have died between the two."""
-    (labelled.root / "f").touch()
-    (labelled.root / "d").mkdir()
-    labelled.replayed.create(ROOT, b"f")
-    labelled.replayed.mkdir(ROOT, b"d")
+    labelled.client.create(ROOT, b"f")
+    os.removexattr(labelled.root / "f", HOST)
+    labelled.unfinished().create(ROOT, b"f")
+    labelled.client.mkdir(ROOT, b"d")
+    os.removexattr(labelled.root / "d", HOST)
+    labelled.unfinished().mkdir(ROOT, b"d")
     assert os.getxattr(labelled.root / "f", HOST) == os.getxattr(labelled.root / "d", HOST) == LABEL
 
 

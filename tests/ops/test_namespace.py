@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuseclient import ROOT
+from tests.direct import direct, follow
+from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import Mount, share
+from vfsd._fuse import lib
 from vfsd.settings import Settings
 
 STALE = 7 << 32 | 99
@@ -82,51 +84,151 @@ def test_tmpfile_without_room_for_a_handle(tmp_path: Path) -> None:
         assert mount.core.handles == len(made)
 
 
-def test_made_twice(mount: Mount) -> None:
-    """A request in flight in a worker that died may have been served. It must not fail the second time."""
-    client, again = mount.client, mount.replayed
-    first = client.mkdir(ROOT, b"d").nodeid
-    assert again.mkdir(ROOT, b"d").nodeid == first
-    first = client.mknod(ROOT, b"f", stat.S_IFIFO | 0o600).nodeid
-    assert again.mknod(ROOT, b"f", stat.S_IFIFO | 0o600).nodeid == first
-    first = client.symlink(ROOT, b"l", b"target").nodeid
-    assert again.symlink(ROOT, b"l", b"target").nodeid == first
-    first = client.link(first, ROOT, b"h").nodeid
-    assert again.link(first, ROOT, b"h").nodeid == first
+MAKERS = {
+    "mkdir": lambda client, name: client.mkdir(ROOT, name),
+    "mknod": lambda client, name: client.mknod(ROOT, name, stat.S_IFIFO | 0o600),
+    "symlink": lambda client, name: client.symlink(ROOT, name, b"target"),
+    "link": lambda client, name: client.link(client.lookup(ROOT, b"old").nodeid, ROOT, name),
+    "create": lambda client, name: client.create(ROOT, name)[0],
+}
 
 
-def test_made_twice_but_by_somebody_else(mount: Mount) -> None:
-    again = mount.replayed
-    (mount.root / "f").touch()
-    (mount.root / "l").symlink_to("elsewhere")
-    again.mkdir(ROOT, b"f", expect=errno.EEXIST)
-    again.mknod(ROOT, b"f", stat.S_IFIFO | 0o600, expect=errno.EEXIST)
-    again.symlink(ROOT, b"l", b"target", expect=errno.EEXIST)
-    again.symlink(ROOT, b"f", b"target", expect=errno.EEXIST)
-    again.link(mount.client.lookup(ROOT, b"l").nodeid, ROOT, b"f", expect=errno.EEXIST)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_made_twice(mount: Mount, kind: str) -> None:
+    """A request in flight in a worker that died may have been served, and answered but for the last step."""
+    (mount.root / "old").touch()
+    make = MAKERS[kind]
+    if kind == "link":
+        old = mount.client.lookup(ROOT, b"old").nodeid
+        make = lambda client, name: client.link(old, ROOT, name)  # noqa: E731
+    first = make(mount.client, b"new").nodeid
+    assert make(mount.replayed, b"new").nodeid == first
+    inodes, opened = mount.core.inodes, mount.core.handles
+    again = make(mount.unfinished(), b"new")
+    assert again.attr.ino == (mount.root / "new").lstat().st_ino
+    assert (mount.core.inodes, mount.core.handles) == (inodes, opened)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_there_already(mount: Mount, kind: str) -> None:
+    """What was there before is not what a request made, though it looks the same."""
+    (mount.root / "old").touch()
+    make = MAKERS[kind]
+    if kind == "link":
+        old = mount.client.lookup(ROOT, b"old").nodeid
+        make = lambda client, name: client.link(old, ROOT, name)  # noqa: E731
+    make(mount.client, b"new")
+    inodes, opened = mount.core.inodes, mount.core.handles
+    for client in (lambda: mount.client, lambda: mount.replayed, mount.unfinished):
+        with pytest.raises(FileExistsError):
+            make(client(), b"new")
+    assert (mount.core.inodes, mount.core.handles) == (inodes, opened)
+
+
+@pytest.mark.parametrize("kind", ["mkdir", "mknod", "symlink", "create"])
+def test_made_by_somebody_else(mount: Mount, kind: str) -> None:
+    """The worker died before it made anything. What is there meanwhile is of another type."""
+    make = MAKERS[kind]
+    make(mount.client, b"new")
+    path = mount.root / "new"
+    if kind == "mkdir":
+        path.rmdir()
+        path.touch()
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(FileExistsError):
+        make(mount.unfinished(), b"new")
 
 
 def test_removed_twice(mount: Mount) -> None:
-    again = mount.replayed
-    again.unlink(ROOT, b"gone")
-    again.rmdir(ROOT, b"gone")
+    client, again = mount.client, mount.replayed
+    (mount.root / "f").touch()
+    client.unlink(ROOT, b"f")
+    again.unlink(ROOT, b"f")
+    mount.unfinished().unlink(ROOT, b"f")
+    for each in (lambda: client, lambda: again, mount.unfinished):
+        each().unlink(ROOT, b"f", expect=errno.ENOENT)
+    (mount.root / "d").mkdir()
+    client.rmdir(ROOT, b"d")
+    again.rmdir(ROOT, b"d")
+    mount.unfinished().rmdir(ROOT, b"d")
+    for each in (lambda: client, lambda: again, mount.unfinished):
+        each().rmdir(ROOT, b"d", expect=errno.ENOENT)
+
+
+def test_what_came_in_the_place_of_a_removed_file_stays(mount: Mount) -> None:
+    (mount.root / "f").touch()
+    mount.client.unlink(ROOT, b"f")
+    (mount.root / "f").touch()
+    mount.unfinished().unlink(ROOT, b"f")
+    assert (mount.root / "f").exists()
+
+
+def test_removed_by_nobody_yet(mount: Mount) -> None:
+    """The worker died between its look and the system call."""
+    (mount.root / "f").touch()
+    (mount.root / "g").hardlink_to(mount.root / "f")
+    mount.client.unlink(ROOT, b"f")
+    (mount.root / "f").hardlink_to(mount.root / "g")
+    mount.unfinished().unlink(ROOT, b"f")
+    assert not (mount.root / "f").exists()
+
+
+def test_a_request_that_was_not_begun(mount: Mount) -> None:
+    """The worker died before it had written anything of it: what is there is of another request."""
     (mount.root / "new").touch()
-    again.rename(ROOT, b"gone", ROOT, b"new")
-    again.rename2(ROOT, b"gone", ROOT, b"new", flags=1)
-    again.rename(ROOT, b"gone", ROOT, b"neither", expect=errno.ENOENT)
+    for each in (mount.replayed, mount.unfinished()):
+        each.mkdir(ROOT, b"new", expect=errno.EEXIST)
+        each.unlink(ROOT, b"gone", expect=errno.ENOENT)
+        each.rename(ROOT, b"gone", ROOT, b"new", expect=errno.ENOENT)
 
 
-def test_an_exchange_is_not_undone_in_silence(mount: Mount) -> None:
+@pytest.mark.parametrize("flags", [0, 1, 2, 4])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a whiteout")
+def test_moved_twice(mount: Mount, flags: int) -> None:
+    (mount.root / "old").write_bytes(b"1")
+    if flags == 2:
+        (mount.root / "new").write_bytes(b"2")
+    mount.client.rename2(ROOT, b"old", ROOT, b"new", flags=flags)
+    for each in (mount.replayed, mount.unfinished()):
+        each.rename2(ROOT, b"old", ROOT, b"new", flags=flags)
+        assert (mount.root / "new").read_bytes() == b"1"
+        assert flags != 2 or (mount.root / "old").read_bytes() == b"2"
+
+
+def test_moved_by_nobody_yet(mount: Mount) -> None:
     (mount.root / "old").write_bytes(b"1")
     (mount.root / "new").write_bytes(b"2")
     mount.client.rename2(ROOT, b"old", ROOT, b"new", flags=2)
-    mount.replayed.rename2(ROOT, b"old", ROOT, b"new", flags=2, expect=errno.EIO)
+    os.rename(mount.root / "old", mount.root / "between")
+    os.rename(mount.root / "new", mount.root / "old")
+    os.rename(mount.root / "between", mount.root / "new")
+    mount.unfinished().rename2(ROOT, b"old", ROOT, b"new", flags=2)
     assert (mount.root / "old").read_bytes() == b"2"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a whiteout")
-def test_whiteout_left_twice(mount: Mount) -> None:
-    (mount.root / "old").write_bytes(b"data")
-    for client in (mount.client, mount.replayed):
-        client.rename2(ROOT, b"old", ROOT, b"new", flags=4)
-        assert (mount.root / "new").read_bytes() == b"data"
+def test_refused(mount: Mount) -> None:
+    """A request that has killed workers is not served. But what was done is not denied, and of the rest nothing is
+    left."""
+    refused = follow(FuseClient(direct(mount.core.pointer, memo=mount.memo, serve=lib.fuse_refuse)), mount.client)
+    first = mount.client.mkdir(ROOT, b"d")
+    assert refused.mkdir(ROOT, b"d").nodeid == first.nodeid
+    mount.client.mkdir(ROOT, b"d", expect=errno.EEXIST)
+    refused.mkdir(ROOT, b"d", expect=errno.EEXIST)
+    inodes = mount.core.inodes
+    mount.client.create(ROOT, b"f")
+    mount.unfinished()
+    refused.create(ROOT, b"f", expect=errno.EIO)
+    assert (mount.core.inodes, mount.core.handles) == (inodes, 0)
+
+
+def test_a_new_mount_numbers_anew(mount: Mount) -> None:
+    """A request of the last mount is none of this one, though it has its number."""
+    mount.client.mkdir(ROOT, b"d")
+    number = mount.client.unique
+    mount.core.reset()
+    mount.client.uniques = iter([number + 2])
+    mount.client.init(minor=45)
+    mount.client.unique = number
+    mount.replayed.mkdir(ROOT, b"d", expect=errno.EEXIST)

@@ -56,13 +56,17 @@ def test_served_twice(mount: Mount) -> None:
     client, again = mount.client, mount.replayed
     again.setxattr_ext = client.setxattr_ext
     nodeid = client.lookup(ROOT, b"f").nodeid
-    for each in (client, again):
-        each.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE)
-    again.setxattr(nodeid, b"user.a", b"another", flags=os.XATTR_CREATE, expect=errno.EEXIST)
-    client.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE, expect=errno.EEXIST)
-    for each in (client, again):
-        each.removexattr(nodeid, b"user.a")
+    client.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE)
+    again.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE)
+    mount.unfinished().setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE)
+    for each in (client, again, mount):
+        each = mount.unfinished() if each is mount else each
+        each.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_CREATE, expect=errno.EEXIST)
+    client.removexattr(nodeid, b"user.a")
+    again.removexattr(nodeid, b"user.a")
+    mount.unfinished().removexattr(nodeid, b"user.a")
     client.removexattr(nodeid, b"user.a", expect=errno.ENODATA)
+    mount.unfinished().removexattr(nodeid, b"user.a", expect=errno.ENODATA)
     again.setxattr(nodeid, b"user.a", b"value", flags=os.XATTR_REPLACE, expect=errno.ENODATA)
     again.removexattr(99, b"user.a", expect=errno.ESTALE)
 

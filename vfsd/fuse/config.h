@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "memo.h"
 #include "virtq.h"
 
 struct core;
@@ -18,6 +19,8 @@ struct core_session {
 	uint32_t max_pages;
 	uint64_t thrashed[128]; /* digests of inodes that are not to be mapped, whatever nodeid they get (dax.c); 0: none */
 	uint64_t served[64];    /* requests answered or deferred, by opcode, since the front-end came */
+	uint32_t mounts;        /* counts core_reset, after which requests are numbered anew */
+	uint32_t reserved;
 };
 
 /* Bytes of a record of the arenas. */
@@ -174,6 +177,7 @@ struct priv {
 	uint32_t before;
 	uint32_t wanted;
 	int32_t dropped;
+	struct memo *memo; /* of the request, set before; or NULL, where none can be found in flight */
 };
 
 struct core_config {
@@ -193,6 +197,8 @@ struct core_config {
 	void *inodes;           /* arenas */
 	void *handles;
 	void *locks;
+	void *memos;            /* struct memo of each head of each ring, then a page for each; NULL: nothing is kept */
+	uint64_t memos_size;    /* bytes */
 	char label[256];        /* the host's name of security.selinux; only with FUSE_SECURITY_CTX */
 	uint32_t descriptors_max; /* that inodes, handles and locks may hold together; 0: no limit */
 	uint64_t inodes_size;   /* bytes */

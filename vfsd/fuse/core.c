@@ -61,6 +61,7 @@ void core_free(struct core *core)
 
 void core_reset(struct core *core)
 {
+	core->config.session->mounts++;
 	lock_table_reset(core);
 	handle_table_reset(core);
 	inode_table_reset(core);

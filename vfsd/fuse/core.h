@@ -21,12 +21,12 @@ struct fuse_request {
 	struct fuse_in_header header;
 	const uint8_t *arg;     /* what follows the header: fixed arguments, names, values, extensions */
 	uint32_t arg_len;
-	uint32_t replay;        /* may have been served before, by a worker that died */
 	uint8_t *reply;         /* scratch for the reply without its header */
 	uint32_t reply_max;     /* bytes the guest has room for, at most the scratch */
 	uint32_t names_end;     /* where in `arg` the names end */
 	uint32_t found;         /* CREATE: the file was there */
-	uint32_t reserved;
+	uint32_t made;          /* by a worker that died, for this request */
+	struct memo *memo;      /* what is kept of it (once.c), or NULL */
 };
 
 /* Attaches to the arenas: a zeroed one is formatted and gets the root inode, another is validated and its indexes are
@@ -42,9 +42,10 @@ int64_t fuse_refuse(void *core, struct virtq_chain *chain);
 /* Finishes a deferred request: `result` is a reply's length in bytes, or -errno. Completes the chain. */
 void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result);
 
-/* The table: opcodes with a row, and whether C serves them; name NULL where there is no row. */
+/* The table: opcodes with a row, whether C serves them, and ONCE_* (memo.h); name NULL where there is no row. */
 const char *fuse_row_name(uint32_t opcode);
 int fuse_row_in_c(uint32_t opcode);
+int fuse_row_once(uint32_t opcode);
 
 /* Pins an inode (handle): its descriptor stays open until the matching put. Returns the descriptor, -ESTALE (-EBADF).
  * Inode descriptors are O_PATH; *mode, if not NULL, gets the file type bits. */
@@ -62,7 +63,6 @@ int handle_get(struct core *core, uint64_t fh);
 void handle_put(struct core *core, uint64_t fh);
 /* Records an open descriptor, which the table then owns, as a handle of `nodeid`. 0 or -errno (fd left alone). */
 int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh);
-
 /* Opens an inode anew through /proc/self/fd. Flags are a guest's, made safe as OPEN does. fd or -errno. */
 int inode_open(struct core *core, uint64_t nodeid, uint32_t flags);
 
@@ -104,7 +104,7 @@ int64_t id_to_set(struct core *core, uint32_t kind, uint32_t id);
 #define PRIV_KILL_OWNER 2 /* chown: they go from all but directories, root's too */
 
 /* Around one modification of the file that `fd` (O_PATH too) stands for, by the guest's caller uid:gid (all ones:
- * unknown). 0; or -errno, when nothing may be modified and priv_end is not due. fd stays open until priv_end. */
+ * unknown); priv->memo is set. 0; or -errno, when nothing may be modified and priv_end is not due. fd stays open. */
 int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, struct priv *priv);
 void priv_end(struct core *core, const struct priv *priv);
 /* Before priv_end of what the host refused: no bit goes by hand then. Not for a write, which takes them first. */
@@ -127,10 +127,9 @@ int state_load_handle(struct core *core, const struct state_handle *handle);
 void state_numbers(struct core *core, struct state_numbers *numbers);
 int state_set_numbers(struct core *core, const struct state_numbers *numbers);
 
-/* Inodes with a descriptor, the root's included. */
-uint64_t core_opened_count(struct core *core);
-/* Counts, the root inode's included; and every descriptor the arenas record (not the root's, which is the
+/* Counts, the root inode's included, also of those with a descriptor; and all that the arenas record (not the root's, the
  * configuration's): fills `fds` up to `max` and returns how many there are. */
+uint64_t core_opened_count(struct core *core);
 uint64_t core_inode_count(struct core *core);
 uint64_t core_handle_count(struct core *core);
 uint64_t core_lock_count(struct core *core);

@@ -77,6 +77,7 @@ static int unpin(struct core *core, uint32_t slot)
 int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 {
 	bool maps = dax_opened(core, nodeid, fd);
+	struct memo *memo = memo_current();
 	struct handle_record *record;
 	uint32_t slot;
 
@@ -89,8 +90,11 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 		record->fd = fd;
 		record->maps = maps;
 		core->handles.private[slot].pins = 1;
-		slots_publish(&core->handles, slot);
 		*fh = slots_id(&core->handles, slot);
+		/* Before there is such a handle, so that there is none that nobody knows. */
+		if (memo)
+			memo->fh = *fh;
+		slots_publish(&core->handles, slot);
 	}
 	pthread_mutex_unlock(&core->handles.lock);
 	if (!slot && maps)

@@ -152,15 +152,13 @@ void inode_put(struct core *core, uint64_t nodeid)
 	loose_close(&loose);
 }
 
-/* The guest is told of an inode once more, found in `dir`. */
+/* The guest is told of an inode once more, found in `dir`. The nodeid, or 0 when a request can't tell of more. */
 static uint64_t tell(struct core *core, uint32_t slot, uint64_t dir)
 {
 	struct inode_record *record = inode_record(core, slot);
 
-	if (record->nlookup == 0)
-		core->inodes.private[slot].refs++;
-	if (record->nlookup < UINT64_MAX)
-		record->nlookup++;
+	if (!nlookup_tell(core, slot))
+		return 0;
 	if (dir && record->fd >= 0)
 		record->base = dir;
 	return slots_id(&core->inodes, slot);
@@ -314,37 +312,12 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t d
 		slot = insert(core, key, fd);
 	else if (is_closed(core, slot))
 		inode_adopt(core, slot, fd, &loose);
-	if (slot)
-		*nodeid = tell(core, slot, dir);
+	*nodeid = slot ? tell(core, slot, dir) : 0;
+	if (slot && !*nodeid)
+		inode_settle(core, slot, &loose);
 	if (!slot || inode_record(core, slot)->fd != fd)
 		loose_add(&loose, fd);
 	pthread_mutex_unlock(&core->inodes.lock);
 	loose_close(&loose);
-	return slot ? 0 : -ENOMEM;
-}
-
-void inode_forget(struct core *core, uint64_t nodeid, uint64_t nlookup)
-{
-	struct inode_record *record;
-	struct loose loose = {0};
-	bool forgotten = false;
-	uint32_t slot;
-
-	if (nodeid == FUSE_ROOT_ID || nlookup == 0)
-		return;
-	pthread_mutex_lock(&core->inodes.lock);
-	record = known(core, nodeid, &slot);
-	if (record) {
-		record->nlookup -= nlookup < record->nlookup ? nlookup : record->nlookup;
-		forgotten = record->nlookup == 0;
-		if (forgotten) {
-			core->inodes.private[slot].refs--;
-			inode_settle(core, slot, &loose);
-		}
-	}
-	pthread_mutex_unlock(&core->inodes.lock);
-	loose_close(&loose);
-	/* A lock that nobody can name any more is in everybody's way. */
-	if (forgotten)
-		lock_release_handle(core, nodeid, EVERY_HANDLE);
+	return *nodeid ? 0 : -ENOMEM;
 }

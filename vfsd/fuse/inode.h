@@ -21,6 +21,17 @@
 #define TAILS_MAX 4
 #define LOCATOR_MAX (LOCATOR_INLINE + TAILS_MAX * TAIL_TEXT) /* bytes of a name or a handle */
 
+/* Slot 0. What follows the table's own is nlookup.c's: a change of the guest's count that is being made. */
+struct inode_header {
+	struct slots_header slots;
+	uint32_t changing;       /* 1: what follows holds, and is what there was before */
+	uint32_t change_slot;
+	uint64_t change_nlookup;
+	uint32_t change_memo;    /* index */
+	uint32_t change_steps;
+};
+_Static_assert(sizeof(struct inode_header) <= INODE_RECORD, "it fits its slot");
+
 struct inode_record {
 	struct slot_record slot;
 	uint64_t dev;
@@ -139,6 +150,11 @@ void inode_adopt(struct core *core, uint32_t slot, int fd, struct loose *loose);
 struct inode_record *inode_at(struct core *core, uint64_t nodeid, uint32_t *slot);
 /* The slot of a key's record, pinned; 0 when there is none. */
 uint32_t inode_pin_key(struct core *core, const struct inode_key *key, const struct found *found);
+
+/* nlookup.c. Before the table is opened: puts back what a worker had not finished. */
+void nlookup_recover(const struct core_config *config);
+/* Locked: the guest is told of an inode once more. False when the request has told of too many. */
+bool nlookup_tell(struct core *core, uint32_t slot);
 
 /* locate.c: where the inode of a pinned record, open as `fd`, will be found again. 0 with the base pinned (its slot in
  * *base) and the inode's present key, or -errno: it can't be, and keeps its descriptor. */

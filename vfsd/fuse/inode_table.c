@@ -89,6 +89,7 @@ int inode_table_open(struct core *core)
 		return error;
 	}
 	mounts_open(core);
+	nlookup_recover(&core->config);
 	error = slots_open(&core->inodes, core->config.inodes, core->config.inodes_size, sizeof(struct inode_record),
 			   INODE_FIRST, inode_check, core);
 	if (error < 0) {

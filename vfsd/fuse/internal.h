@@ -32,6 +32,7 @@ struct scratch {
 	uint64_t reply[REPLY_MAX / 8];
 	uint64_t dirents[DIRENTS_MAX / 8];
 	struct iovec iov[VIRTQ_MAX_CHAIN];
+	struct memo *memo; /* of the request that is served, while one of its effects may have to be undone; or NULL */
 };
 
 /* The calling thread's scratch, mapped at its first request and kept: a ring's threads live as long as their process.
@@ -247,6 +248,30 @@ int reopen(const struct core *core, int fd, uint32_t flags);
 
 /* ids.c: the caller of a request as the host knows it. 0, or -EPERM when one of its ids is forbidden. */
 int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *groups, uint32_t count);
+
+/* once.c: what makes a request happen once though it may be served twice. */
+/* Whether anything is to be kept of a request, so that the next three are due. */
+bool once_due(uint32_t opcode);
+/* Before it is served; `name` is the first it brings, if any. ONCE_SERVE: it is to be served; or what to answer. */
+#define ONCE_SERVE INT64_MIN
+int64_t once_begin(struct core *core, struct fuse_request *request, const char *name);
+/* After it was served, or put off. */
+void once_end(const struct fuse_request *request, int64_t result);
+/* After one was served that had been put off. */
+void once_finish(const struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply,
+		 int64_t result);
+/* For one that is to be answered EIO and not served: takes back what it gave. Where it was done, what came of it is its
+ * answer: the length of the reply, or -errno. */
+int64_t once_refuse(struct core *core, struct fuse_request *request);
+/* The same as once_begin for a request of which something is to be kept all of a sudden: its memo, or NULL. */
+struct memo *once_memo(struct core *core, struct fuse_request *request);
+/* The memo of the request that the calling thread serves, or NULL. */
+struct memo *memo_current(void);
+
+/* nlookup.c. FORGET, as change number `steps` of a request that has a memo. */
+void nlookup_forget(struct core *core, uint64_t nodeid, uint64_t nlookup, struct memo *memo, uint32_t steps);
+/* Takes back all that a request told of. */
+void nlookup_take_back(struct core *core, struct memo *memo);
 
 /* ops_entry.c */
 /* A directory that is pinned, as names are looked up in it. */

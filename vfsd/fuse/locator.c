@@ -154,7 +154,7 @@ static bool claim(struct core *core, uint32_t slot)
 	return base->fd >= 0 && same_mount(&key, &base_key) && mount_use(core, base_slot);
 }
 
-/* What the record holds besides is not given back: a descriptor nobody records is swept. */
+/* What a record holds that makes no sense is not given back: a descriptor nobody records is swept. */
 static void drop_record(struct core *core, uint32_t slot)
 {
 	struct inode_record *record = inode_record(core, slot);
@@ -189,7 +189,7 @@ void locators_load(struct core *core)
 
 		if (record->slot.valid != 1 || core->inodes.private[slot].refs || core->inodes.private[slot].pins)
 			continue;
-		if (is_tail(record) || record->fd >= 0) {
+		if (is_tail(record)) {
 			drop_record(core, slot);
 		} else {
 			inode_settle(core, slot, &loose);

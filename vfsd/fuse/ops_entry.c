@@ -148,10 +148,8 @@ int64_t op_forget(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_forget_in *in = (const void *)request->arg;
 
-	/* Once too few leaves an inode in the table until the unmount; once too many loses one the guest holds. */
-	if (request->replay)
-		return 0;
-	inode_forget(core, request->header.nodeid, in->nlookup);
+	if (!request->memo || !request->memo->steps)
+		nlookup_forget(core, request->header.nodeid, in->nlookup, request->memo, 1);
 	return 0;
 }
 
@@ -162,10 +160,8 @@ int64_t op_batch_forget(struct core *core, struct fuse_request *request)
 	uint32_t room = (request->arg_len - sizeof(*in)) / sizeof(*one);
 	uint32_t i;
 
-	if (request->replay)
-		return 0;
-	for (i = 0; i < in->count && i < room; i++)
-		inode_forget(core, one[i].nodeid, one[i].nlookup);
+	for (i = request->memo ? request->memo->steps : 0; i < in->count && i < room; i++)
+		nlookup_forget(core, one[i].nodeid, one[i].nlookup, request->memo, i + 1);
 	return 0;
 }
 

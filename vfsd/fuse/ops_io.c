@@ -3,6 +3,7 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 /* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
@@ -91,20 +92,9 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 	return result;
 }
 
-/* Whether a write goes to the end, wherever that is. With the guest's page cache in between it is the guest that knows
- * where the end is; and one that may have been done already goes where the guest took the end to be, so as not to be
- * appended twice. */
-static bool appends(const struct core *core, const struct fuse_request *request)
-{
-	const struct fuse_write_in *in = (const void *)request->arg;
-
-	return (in->flags & O_APPEND) && !(in->write_flags & FUSE_WRITE_CACHE) &&
-	       !negotiated(core, FUSE_WRITEBACK_CACHE) && !request->replay;
-}
-
 /* A WRITE begins as a modification. The most frequent one, which keeps the bits where the host does not take them, costs
  * no look at the file. */
-static int write_begin(struct core *core, const struct fuse_request *request, int fd, struct priv *priv)
+static int write_begin(struct core *core, struct fuse_request *request, int fd, struct priv *priv)
 {
 	const struct fuse_write_in *in = (const void *)request->arg;
 	int kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID ? PRIV_KILL : PRIV_KEEP;
@@ -112,20 +102,93 @@ static int write_begin(struct core *core, const struct fuse_request *request, in
 	*priv = (struct priv){.fd = -1};
 	if (kill == PRIV_KEEP && (core->config.flags & CORE_KEEPS_SET_ID) && !core->config.capability[0])
 		return 0;
+	priv->memo = once_memo(core, request);
 	return priv_begin(core, fd, kill, request->header.uid, request->header.gid, priv);
+}
+
+static int64_t write_out(struct core *core, struct fuse_request *request, int fd, const struct transfer *what)
+{
+	struct priv priv;
+	int64_t result = write_begin(core, request, fd, &priv);
+
+	if (result < 0)
+		return result;
+	result = transfer_any(core, fd, what);
+	priv_end(core, &priv);
+	return result;
+}
+
+/* Whether the file has at `offset` what is to be written. A handle for writing only is no way to look. */
+static bool has_written(struct core *core, int fd, const struct transfer *what, uint64_t offset, uint64_t size)
+{
+	char *there = (char *)scratch_get()->dirents, *ours = there + DIRENTS_MAX / 2;
+	int reader = reopen_surely(core, fd, O_RDONLY);
+	bool same = true;
+	uint64_t at;
+
+	if (reader < 0)
+		return true;
+	for (at = 0; at < size && same; at += DIRENTS_MAX / 2) {
+		uint64_t part = size - at < DIRENTS_MAX / 2 ? size - at : DIRENTS_MAX / 2;
+
+		iov_gather(what->iov, what->count, what->skip + at, ours, part);
+		same = pread(reader, there, part, offset + at) == (ssize_t)part && memcmp(there, ours, part) == 0;
+	}
+	close(reader);
+	return same;
+}
+
+/* How much of a write that appends was written by a worker that died. Where the file ended before is in the memo, and the
+ * host writes on from there in one go: what is there now is ours as far as it is the same, or nothing is. */
+static int64_t appended(struct core *core, int fd, const struct transfer *what, struct memo *memo)
+{
+	struct stat stat;
+	uint64_t size;
+
+	if (fstat(fd, &stat) < 0)
+		return -errno;
+	if (!memo->has_fact) {
+		memo->fact = stat.st_size;
+		ordered();
+		memo->has_fact = 1;
+		ordered();
+	}
+	if (stat.st_size <= memo->fact)
+		return 0;
+	size = stat.st_size - memo->fact;
+	if (size > what->size)
+		size = what->size;
+	return has_written(core, fd, what, memo->fact, size) ? (int64_t)size : 0;
+}
+
+static int64_t append(struct core *core, struct fuse_request *request, int fd, struct transfer *what)
+{
+	struct memo *memo = once_memo(core, request);
+	int64_t done = 0, result;
+
+	what->flags = RWF_APPEND;
+	if (memo)
+		done = appended(core, fd, what, memo);
+	if (done < 0 || (done && (uint64_t)done == what->size))
+		return done;
+	what->skip += done;
+	what->size -= done;
+	what->offset += done;
+	result = write_out(core, request, fd, what);
+	return result < 0 && !done ? result : done + (result > 0 ? result : 0);
 }
 
 int64_t op_write(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_write_in *in = (const void *)request->arg;
 	const struct virtq_chain *chain = request->chain;
+	bool cached = in->write_flags & FUSE_WRITE_CACHE;
 	struct transfer what = {
-		.write = true, .flags = appends(core, request) ? RWF_APPEND : 0, .direct = (in->flags & O_DIRECT) && !(in->write_flags & FUSE_WRITE_CACHE),
+		.write = true, .direct = (in->flags & O_DIRECT) && !cached,
 		.iov = chain->in, .count = chain->in_count,
 		.skip = sizeof(struct fuse_in_header) + sizeof(*in), .offset = in->offset, .size = in->size,
 	};
 	struct fuse_write_out *out = (void *)request->reply;
-	struct priv priv;
 	int64_t result;
 	int fd;
 
@@ -134,11 +197,11 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 	fd = handle_get(core, in->fh);
 	if (fd < 0)
 		return fd;
-	result = write_begin(core, request, fd, &priv);
-	if (result == 0) {
-		result = transfer_any(core, fd, &what);
-		priv_end(core, &priv);
-	}
+	/* With the guest's page cache in between it is the guest that knows where the end is. */
+	if ((in->flags & O_APPEND) && !cached && !negotiated(core, FUSE_WRITEBACK_CACHE))
+		result = append(core, request, fd, &what);
+	else
+		result = write_out(core, request, fd, &what);
 	handle_put(core, in->fh);
 	if (result < 0)
 		return result;

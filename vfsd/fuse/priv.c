@@ -30,6 +30,23 @@ static bool keeps_mark(struct core *core, const struct stat *stat, int kill, uin
 	return gid == UNKNOWN || gid == id_to_guest(core, CORE_GID, stat->st_gid) || (kill == PRIV_KILL_OWNER && uid == 0);
 }
 
+/* What the first worker to begin this found: the bits to give back may be gone when another one begins it again. Whether
+ * anything was found. */
+static bool recall(struct priv *priv, int kill)
+{
+	uint32_t kept = priv->memo ? priv->memo->priv[kill == PRIV_KILL_OWNER] : 0;
+
+	priv->before = kept >> 12 & 07777;
+	priv->wanted = kept & 07777;
+	return kept;
+}
+
+static void remember(struct priv *priv, int kill)
+{
+	if (priv->memo)
+		priv->memo->priv[kill == PRIV_KILL_OWNER] = 1U << 31 | priv->before << 12 | priv->wanted;
+}
+
 static uint32_t wanted(struct core *core, const struct stat *stat, int kill, uint32_t uid, uint32_t gid)
 {
 	uint32_t mode = stat->st_mode & 07777;
@@ -82,7 +99,7 @@ int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, 
 	uint32_t gone;
 	int error;
 
-	*priv = (struct priv){.fd = -1};
+	*priv = (struct priv){.fd = -1, .memo = priv->memo};
 	/* An open that truncates gets here before it is refused. */
 	if (core->config.flags & CORE_READONLY)
 		return 0;
@@ -93,11 +110,15 @@ int priv_begin(struct core *core, int fd, int kill, uint32_t uid, uint32_t gid, 
 		if (error < 0)
 			return error;
 	}
-	if (!(stat.st_mode & SET_ID) || S_ISDIR(stat.st_mode) || (kill != PRIV_KILL_OWNER && !S_ISREG(stat.st_mode)))
-		return 0;
+	if (!recall(priv, kill)) {
+		if (!(stat.st_mode & SET_ID) || S_ISDIR(stat.st_mode) ||
+		    (kill != PRIV_KILL_OWNER && !S_ISREG(stat.st_mode)))
+			return 0;
+		priv->before = stat.st_mode & 07777;
+		priv->wanted = wanted(core, &stat, kill, uid, gid);
+		remember(priv, kill);
+	}
 	priv->fd = fd;
-	priv->before = stat.st_mode & 07777;
-	priv->wanted = wanted(core, &stat, kill, uid, gid);
 	gone = priv->before & ~priv->wanted;
 	if (must_drop(gone, priv->before, kill))
 		priv->dropped = cred_drop_fsetid();

@@ -1,6 +1,7 @@
 /* A request that kills whoever serves it: answered EIO, and not served.
  *
  * Rule 1. Guest memory is reached by system calls only: where touching it is what kills, they fail instead.
+ * Rule 2. What was done before it killed is not denied: it has the answer that it would have had.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -23,9 +24,11 @@ int64_t fuse_refuse(void *opaque, struct virtq_chain *chain)
 {
 	struct core *core = opaque;
 	struct scratch *scratch = scratch_get();
-	struct fuse_request request = {.chain = chain, .replay = 1};
+	struct fuse_request request = {.chain = chain};
 	struct fuse_out_header header = {.len = sizeof(header), .error = -EIO};
-	struct iovec local = {.iov_base = &header, .iov_len = sizeof(header)};
+	struct iovec local[] = {{.iov_base = &header, .iov_len = sizeof(header)}, {0}};
+	int64_t result;
+	uint64_t room;
 	uint32_t size = scratch ? read_safely(chain, scratch->request, sizeof(scratch->request)) : 0;
 
 	if (size >= sizeof(request.header)) {
@@ -33,12 +36,20 @@ int64_t fuse_refuse(void *opaque, struct virtq_chain *chain)
 		request.arg = (const uint8_t *)scratch->request + sizeof(request.header);
 		request.arg_len = size - sizeof(request.header);
 	}
-	core->config.refused(core, &request);
-	header.unique = request.header.unique;
 	/* FORGET has none. */
+	room = chain->out_len > sizeof(header) ? chain->out_len - sizeof(header) : 0;
+	request.reply_max = room < sizeof(scratch->reply) ? (uint32_t)room : sizeof(scratch->reply);
+	request.reply = scratch ? (uint8_t *)scratch->reply : NULL;
+	result = request.header.opcode ? once_refuse(core, &request) : -EIO;
+	if (result == -EIO)
+		core->config.refused(core, &request);
 	if (chain->out_len < sizeof(header))
 		return 0;
-	if (process_vm_writev(getpid(), &local, 1, chain->out, chain->out_count, 0) < (ssize_t)sizeof(header))
+	header.unique = request.header.unique;
+	header.error = result < 0 ? (int32_t)result : 0;
+	header.len += result > 0 ? (uint32_t)result : 0;
+	local[1] = (struct iovec){.iov_base = request.reply, .iov_len = header.len - sizeof(header)};
+	if (process_vm_writev(getpid(), local, 2, chain->out, chain->out_count, 0) < (ssize_t)header.len)
 		return -EFAULT;
-	return sizeof(header);
+	return header.len;
 }

@@ -204,14 +204,17 @@ static int read_request(struct core *core, struct fuse_request *request, const s
 
 static int check_allowed(struct core *core, const struct row *row, const struct fuse_request *request)
 {
-	int result = 0;
-
 	if (!core->config.session->mounted && !(row->flags & UNMOUNTED))
 		return -EIO;
 	if ((row->flags & MODIFIES) && (core->config.flags & CORE_READONLY))
 		return -EROFS;
-	if (request->reply_max < row->reply)
-		return -EINVAL;
+	return request->reply_max < row->reply ? -EINVAL : 0;
+}
+
+static int find_room(struct core *core, const struct row *row)
+{
+	int result = 0;
+
 	/* What makes an inode, or opens it too, and then has no descriptor for it would fail, and have happened. */
 	if ((row->flags & MODIFIES) && row->reply > ENTRY)
 		result = make_room_for_handle(core);
@@ -220,16 +223,29 @@ static int check_allowed(struct core *core, const struct row *row, const struct 
 	return result;
 }
 
+static int64_t serve(struct core *core, const struct row *row, struct fuse_request *request)
+{
+	struct fuse_entry_out *entry = (void *)request->reply;
+	int error;
+
+	/* It is done, and only not answered (once.c). A file has to be opened, too. */
+	if (!request->made || row->serve == op_create)
+		return row->serve ? row->serve(core, request) : core->config.door(core, request);
+	if (row->reply < ENTRY)
+		return 0;
+	error = entry_lookup(core, request->header.nodeid, (const char *)request->arg + row->fixed, entry);
+	return error < 0 ? error : (int64_t)sizeof(*entry);
+}
+
 static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
 {
-	op_function serve = row->serve ? row->serve : core->config.door;
 	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
 	struct label label;
 	struct cred cred;
 	int64_t result;
 
 	if (!(row->flags & AS_CALLER))
-		return serve(core, request);
+		return serve(core, row, request);
 	result = label_read(core, request, &label);
 	if (result < 0)
 		return result;
@@ -241,11 +257,26 @@ static int64_t run(struct core *core, const struct row *row, struct fuse_request
 	if (result == 0)
 		result = cred_enter(core, request, &cred);
 	if (result == 0) {
-		result = serve(core, request);
+		result = serve(core, row, request);
 		cred_leave(&cred);
 		result = label_new(core, request, &label, name, result);
 	}
 	inode_put(core, request->header.nodeid);
+	return result;
+}
+
+/* The same for an op of which something is kept. */
+static int64_t run_once(struct core *core, const struct row *row, struct fuse_request *request)
+{
+	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
+	int64_t result = once_begin(core, request, name);
+
+	if (result == ONCE_SERVE) {
+		result = request->made ? 0 : find_room(core, row);
+		if (result == 0)
+			result = run(core, row, request);
+	}
+	once_end(request, result);
 	return result;
 }
 
@@ -288,7 +319,7 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 {
 	struct core *core = opaque;
 	struct scratch *scratch = scratch_get();
-	struct fuse_request request = {.chain = chain, .replay = chain->replay, .reply_max = reply_max(chain)};
+	struct fuse_request request = {.chain = chain, .reply_max = reply_max(chain)};
 	const struct row *row = NULL;
 	int64_t result;
 	bool in_place;
@@ -309,7 +340,7 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 		result = check_allowed(core, row, &request);
 	fetch_add(&core->config.session->served[request.header.opcode], 1);
 	if (result == 0)
-		result = run(core, row, &request);
+		result = once_due(request.header.opcode) ? run_once(core, row, &request) : run(core, row, &request);
 	if (result == VIRTQ_DEFERRED)
 		return result;
 	if (row->flags & NO_REPLY)
@@ -322,5 +353,6 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 
 void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result)
 {
+	once_finish(core, chain, unique, reply, result);
 	core->config.complete(chain, answer(chain, unique, reply, result));
 }

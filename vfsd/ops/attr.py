@@ -60,7 +60,7 @@ def _is_done(core: Core, request: Request, fd: int) -> bool:
 
 
 def _chown(core: Core, request: Request, fd: int, uid: int, gid: int) -> None:
-    with core.modifying(fd, lib.PRIV_KILL_OWNER, request.uid, request.gid):
+    with core.modifying(fd, lib.PRIV_KILL_OWNER, request.uid, request.gid, request.memo):
         os.chown(str(fd), uid, gid)
 
 
@@ -68,7 +68,7 @@ def _resize(core: Core, request: Request, arg: Any, fd: int) -> None:
     if arg.size > SIZE_MAX:
         raise OSError(errno.EFBIG, "size beyond loff_t")
     kill = lib.PRIV_KILL if arg.valid & lib.FATTR_KILL_SUIDGID else lib.PRIV_KEEP
-    with core.modifying(fd, kill, request.uid, request.gid):
+    with core.modifying(fd, kill, request.uid, request.gid, request.memo):
         if arg.valid & lib.FATTR_FH:
             with core.handle(arg.fh) as handle:
                 os.ftruncate(handle, arg.size)

@@ -38,7 +38,7 @@ op("FSYNCDIR", "fuse_fsync_in", blocking=True)(fsync)
 def fallocate(core: Core, request: Request, arg: Any) -> bytes:
     if arg.mode & ~FALLOCATE_MODES:
         raise OSError(errno.EOPNOTSUPP, "unknown fallocate mode")
-    with core.handle(arg.fh) as fd, core.modifying(fd, _kills(core, request), request.uid, request.gid):
+    with core.handle(arg.fh) as fd, core.modifying(fd, _kills(core, request), request.uid, request.gid, request.memo):
         check(lib.sys_fallocate(fd, arg.mode, arg.offset, arg.length))
     return b""
 
@@ -77,9 +77,11 @@ def _copy(core: Core, request: Request, arg: Any) -> int:
     with (
         core.handle(arg.fh_in) as fd_in,
         core.handle(arg.fh_out) as fd_out,
-        core.modifying(fd_out, _kills(core, request), request.uid, request.gid),
+        core.modifying(fd_out, _kills(core, request), request.uid, request.gid, request.memo),
     ):
-        return os.copy_file_range(fd_in, fd_out, min(arg.len, COPY_MAX), source, target)
+        # A copy that makes its own source longer copies no more of it than there was.
+        length = request.before(lambda: min(arg.len, os.fstat(fd_in).st_size - source))
+        return os.copy_file_range(fd_in, fd_out, max(0, min(length, COPY_MAX)), source, target)
 
 
 def _offset(value: int) -> int:

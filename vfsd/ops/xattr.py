@@ -50,12 +50,8 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
     host_name = _host_name(core, name)
     value = to_host(core, name, value[: arg.size])
     with core.inode(request.nodeid) as fd:
-        try:
+        if not (arg.flags & os.XATTR_CREATE and _is_done(request, fd, host_name, True)):
             os.setxattr(str(fd), host_name, value, arg.flags)
-        except FileExistsError:
-            # XATTR_CREATE. What is there as asked for was made by this request (namespace.py, rule 2).
-            if not (request.replay and os.getxattr(str(fd), host_name) == value):
-                raise
         if name == ACLS[0] and arg.setxattr_flags & lib.FUSE_SETXATTR_ACL_KILL_SGID:
             _clear_sgid(fd)
     return b""
@@ -65,12 +61,24 @@ def setxattr(core: Core, request: Request, body: bytes) -> bytes:
 def removexattr(core: Core, request: Request, name: bytes) -> bytes:
     host_name = _host_name(core, name)
     with core.inode(request.nodeid) as fd:
-        try:
+        if not _is_done(request, fd, host_name, False):
             os.removexattr(str(fd), host_name)
-        except OSError as error:
-            if not (request.replay and error.errno == errno.ENODATA):
-                raise
     return b""
+
+
+def _is_done(request: Request, fd: int, host_name: bytes, wanted: bool) -> bool:
+    """Whether a worker that died has done this request, by which there is an attribute, or is none any more."""
+    begun = request.begun
+    was = request.before(lambda: _has(fd, host_name))
+    return begun and was != wanted and _has(fd, host_name) == wanted
+
+
+def _has(fd: int, host_name: bytes) -> bool:
+    try:
+        os.getxattr(str(fd), host_name)
+    except OSError:
+        return False
+    return True
 
 
 def _check_on(core: Core) -> None:

@@ -46,7 +46,7 @@ def test_all_that_is_open_goes_along(daemons: Daemons, share: Path) -> None:
         assert client.readlink(others[b"link"]) == b"deep/er"
         assert client.lookup(deeper, b"file").nodeid == file
         assert client.read(file, reading, 4, 3) == b"3456"
-        client.write(file, writing, b"end", 0)
+        client.write(file, writing, b"end", 0, flags=os.O_APPEND)
         assert (share / "deep/er/file").read_bytes() == b"0123456789end"
         client.write(file, reading, b"x", expect=errno.EBADF)
         while more := client.readdir(deep, listing, seen[-1].off, size=512):

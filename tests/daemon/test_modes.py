@@ -34,13 +34,13 @@ def watch(event, arguments):
     if event == "open" and inside and str(arguments[0]).endswith(".py"):
         os.write(2, b"LATE OPEN of %s\\n" % arguments[0].encode())
 sys.addaudithook(watch)
-forbid = vfsd.sandbox._forbid_sources
+forbid = vfsd.sandbox.forbid_sources
 def forbid_and_watch():
     global inside
     forbid()
     inside = True
     OPS[50] = replace(OPS[50], function=fail)  # SYNCFS
-vfsd.sandbox._forbid_sources = forbid_and_watch
+vfsd.sandbox.forbid_sources = forbid_and_watch
 sys.exit(vfsd.__main__.main())
 """
 

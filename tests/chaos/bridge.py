@@ -98,7 +98,7 @@ class Bridge:
     def _ask(self) -> None:
         while True:
             # Others wait with the kernel.
-            if len(self._frontend.queue(1).free) < 4:
+            if any(len(self._frontend.queue(index).free) < 4 for index in (0, 1)):
                 return
             try:
                 request = os.read(self._device, REQUEST)

@@ -171,6 +171,7 @@ struct lock_owner {
 	uint32_t pid; /* in the guest */
 	int32_t fd;   /* its OFD locks are what it has */
 };
+
 /* The time between priv_begin and priv_end, on one thread. */
 struct priv {
 	int32_t fd;

@@ -2,6 +2,7 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
@@ -79,6 +80,37 @@ int reopen(const struct core *core, int fd, uint32_t flags)
 	snprintf(name, sizeof(name), "%d", fd);
 	opened = openat(core->config.proc_fd, name, flags | O_CLOEXEC);
 	return opened < 0 ? -errno : opened;
+}
+
+int open_beneath(int dir_fd, const char *path)
+{
+	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+			       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+	int fd = syscall(SYS_openat2, dir_fd, path, &how, sizeof(how));
+
+	return fd < 0 ? -errno : fd;
+}
+
+ssize_t path_of(const struct core *core, int fd, char *path, size_t size)
+{
+	char name[16];
+	ssize_t n;
+
+	snprintf(name, sizeof(name), "%d", fd);
+	n = readlinkat(core->config.proc_fd, name, path, size - 1);
+	if (n < 0)
+		return -errno;
+	path[n] = 0;
+	return n;
+}
+
+int set_mode(const struct core *core, int fd, uint32_t mode)
+{
+	char name[16];
+
+	/* fchmod takes no O_PATH descriptor. */
+	snprintf(name, sizeof(name), "%d", fd);
+	return fchmodat(core->config.proc_fd, name, mode, 0) < 0 ? -errno : 0;
 }
 
 int sys_renameat2(int olddir, const char *oldname, int newdir, const char *newname, uint32_t flags)

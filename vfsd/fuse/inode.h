@@ -151,6 +151,12 @@ struct inode_record *inode_at(struct core *core, uint64_t nodeid, uint32_t *slot
 /* The slot of a key's record, pinned; 0 when there is none. */
 uint32_t inode_pin_key(struct core *core, const struct inode_key *key, const struct found *found);
 
+/* Bytes that the `len` of a struct state_inode take up. */
+static inline uint32_t state_padded(uint32_t len)
+{
+	return (len + 7) & ~7U;
+}
+
 /* nlookup.c. Before the table is opened: puts back what a worker had not finished. */
 void nlookup_recover(const struct core_config *config);
 /* Locked: the guest is told of an inode once more. False when the request has told of too many. */

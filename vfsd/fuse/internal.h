@@ -245,6 +245,12 @@ void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *at
 bool has_xattr(int fd, const char *name);
 /* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
 int reopen(const struct core *core, int fd, uint32_t flags);
+/* An O_PATH descriptor of what a path leads to below a directory, through no symlink. fd or -errno. */
+int open_beneath(int dir_fd, const char *path);
+/* Where the kernel says a descriptor leads, at most `size` - 1 bytes, and NUL. Their number, or -errno. */
+ssize_t path_of(const struct core *core, int fd, char *path, size_t size);
+/* chmod of what a descriptor stands for, an O_PATH one too. 0 or -errno. */
+int set_mode(const struct core *core, int fd, uint32_t mode);
 
 /* ids.c: the caller of a request as the host knows it. 0, or -EPERM when one of its ids is forbidden. */
 int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *groups, uint32_t count);

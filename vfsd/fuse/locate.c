@@ -16,7 +16,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <linux/openat2.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -76,14 +75,10 @@ struct place {
 
 static int find_place(struct core *core, int fd, struct place *place)
 {
-	char number[16];
-	ssize_t n;
+	ssize_t n = path_of(core, fd, place->path, sizeof(place->path));
 
-	snprintf(number, sizeof(number), "%d", fd);
-	n = readlinkat(core->config.proc_fd, number, place->path, sizeof(place->path) - 1);
-	if (n <= 0)
-		return -errno;
-	place->path[n] = 0;
+	if (n < 0)
+		return (int)n;
 	place->name = strrchr(place->path, '/');
 	if (n == sizeof(place->path) - 1 || !place->name || !*++place->name)
 		return -ENAMETOOLONG;

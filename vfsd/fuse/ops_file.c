@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <linux/magic.h>
-#include <stdio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -198,19 +197,17 @@ static int open_forbidden(struct core *core, struct memo *memo, int fd, uint32_t
 {
 	uint32_t raised = cred_raise_owner();
 	struct stat stat;
-	char path[16];
 	int opened;
 
-	snprintf(path, sizeof(path), "%d", fd);
 	if (!memo->has_fact) {
 		if (fstat(fd, &stat) == 0)
 			memo->fact = stat.st_mode & 07777;
 		ordered();
 		memo->has_fact = 1;
 	}
-	fchmodat(core->config.proc_fd, path, memo->fact | S_IRUSR | S_IWUSR, 0);
+	set_mode(core, fd, memo->fact | S_IRUSR | S_IWUSR);
 	opened = reopen_surely(core, fd, flags);
-	fchmodat(core->config.proc_fd, path, memo->fact, 0);
+	set_mode(core, fd, memo->fact);
 	cred_lower_owner(raised);
 	return opened;
 }

@@ -15,7 +15,6 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -134,15 +133,6 @@ static uint32_t mend(const struct priv *priv, uint32_t after)
 	if ((after & 0777) == (priv->before & 0777))
 		mode |= priv->wanted & SET_ID;
 	return mode;
-}
-
-static int set_mode(struct core *core, int fd, uint32_t mode)
-{
-	char name[16];
-
-	/* fchmod takes no O_PATH descriptor. */
-	snprintf(name, sizeof(name), "%d", fd);
-	return fchmodat(core->config.proc_fd, name, mode, 0) < 0 ? -errno : 0;
 }
 
 void priv_refused(struct priv *priv)

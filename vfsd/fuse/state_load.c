@@ -7,7 +7,6 @@
 #include "inode.h"
 
 #include <errno.h>
-#include <linux/openat2.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,7 +33,7 @@ static bool read_record(const uint8_t *from, uint64_t size, struct loaded *to)
 	if (size < sizeof(to->inode))
 		return false;
 	memcpy(&to->inode, from, sizeof(to->inode));
-	if (inode->len > STATE_BYTES_MAX || size - sizeof(*inode) < ((inode->len + 7U) & ~7U))
+	if (inode->len > STATE_BYTES_MAX || size - sizeof(*inode) < state_padded(inode->len))
 		return false;
 	memcpy(to->bytes, from + sizeof(*inode), inode->len);
 	to->bytes[inode->len] = 0;
@@ -56,24 +55,13 @@ static bool read_record(const uint8_t *from, uint64_t size, struct loaded *to)
 	}
 }
 
-/* A slot that no record has, or -EBADMSG. */
-static int check_slot(struct core *core, uint64_t nodeid)
+/* Whether an id may be a record's that is about to be loaded: its slot is one of those reserved, and vacant. */
+static bool may_be_placed(const struct slots *slots, uint64_t id, uint32_t first)
 {
-	uint32_t slot = (uint32_t)nodeid, generation = nodeid >> 32;
+	uint32_t slot = (uint32_t)id, generation = id >> 32;
 
-	if (slot < INODE_FIRST || slot >= core->inodes.high || generation == 0 ||
-	    generation > core->inodes.generation || slots_at(&core->inodes, slot)->valid)
-		return -EBADMSG;
-	return 0;
-}
-
-static int open_path(int base_fd, const char *path)
-{
-	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-			       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-	int fd = syscall(SYS_openat2, base_fd, path, &how, sizeof(how));
-
-	return fd < 0 ? -errno : fd;
+	return slot >= first && slot < slots->high && generation != 0 && generation <= slots->generation &&
+	       !slots_at(slots, slot)->valid;
 }
 
 static int open_handle(struct core *core, int base_fd, const struct loaded *loaded)
@@ -108,6 +96,13 @@ static int pin_base(struct core *core, uint64_t nodeid, uint32_t *slot)
 	return fd;
 }
 
+static int open_below(struct core *core, int base_fd, const struct loaded *loaded)
+{
+	if (loaded->inode.how == STATE_HANDLE)
+		return open_handle(core, base_fd, loaded);
+	return open_beneath(base_fd, loaded->bytes);
+}
+
 /* The descriptor of an inode, or -errno. */
 static int open_inode(struct core *core, const struct loaded *loaded)
 {
@@ -117,14 +112,10 @@ static int open_inode(struct core *core, const struct loaded *loaded)
 	if (base_fd < 0)
 		return base_fd;
 	fd = make_room(core, 1);
-	while (fd >= 0) {
-		if (loaded->inode.how == STATE_HANDLE)
-			fd = open_handle(core, base_fd, loaded);
-		else
-			fd = open_path(base_fd, loaded->bytes);
-		if (fd >= 0 || !out_of_descriptors(core, fd))
-			break;
-		fd = 0;
+	if (fd == 0) {
+		do
+			fd = open_below(core, base_fd, loaded);
+		while (fd < 0 && out_of_descriptors(core, fd));
 	}
 	inode_unpin_unlocked(core, slot);
 	return fd;
@@ -183,10 +174,10 @@ static void place(struct core *core, const struct loaded *loaded, const struct i
 static int load_inode(struct core *core, const struct loaded *loaded, uint32_t flags)
 {
 	struct inode_key key;
-	int fd, error = check_slot(core, loaded->inode.nodeid);
+	int fd, error;
 
-	if (error < 0)
-		return error;
+	if (!may_be_placed(&core->inodes, loaded->inode.nodeid, INODE_FIRST))
+		return -EBADMSG;
 	if (loaded->inode.how == STATE_LOST)
 		return loaded->inode.error && loaded->inode.error < 4096 ? -(int)loaded->inode.error : -EBADMSG;
 	fd = open_inode(core, loaded);
@@ -213,7 +204,7 @@ void state_load(struct core *core, const uint8_t *from, uint64_t size, uint32_t 
 			progress->error = -EBADMSG;
 			return;
 		}
-		progress->bytes += sizeof(loaded.inode) + ((loaded.inode.len + 7U) & ~7U);
+		progress->bytes += sizeof(loaded.inode) + state_padded(loaded.inode.len);
 		progress->error = load_inode(core, &loaded, flags);
 	}
 }
@@ -231,11 +222,9 @@ static void start_listing(int fd)
 int state_load_handle(struct core *core, const struct state_handle *handle)
 {
 	uint32_t allowed = O_ACCMODE | O_APPEND | O_SYNC | O_NONBLOCK | O_DIRECTORY | O_DIRECT | O_NOATIME;
-	uint32_t slot = (uint32_t)handle->fh, generation = handle->fh >> 32;
 	int fd;
 
-	if (slot == 0 || slot >= core->handles.high || generation == 0 || generation > core->handles.generation ||
-	    slots_at(&core->handles, slot)->valid)
+	if (!may_be_placed(&core->handles, handle->fh, 1))
 		return -EBADMSG;
 	fd = inode_open(core, handle->nodeid, handle->flags & allowed);
 	if (fd < 0)

@@ -8,11 +8,8 @@
 #include "inode.h"
 
 #include <errno.h>
-#include <linux/openat2.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define ON_STACK 1
@@ -62,23 +59,12 @@ void state_walk_free(struct state_walk *walk)
 	free(walk);
 }
 
-static ssize_t path_of(const struct core *core, int fd, char path[STATE_BYTES_MAX + 1])
-{
-	char number[16];
-	ssize_t n;
-
-	snprintf(number, sizeof(number), "%d", fd);
-	n = readlinkat(core->config.proc_fd, number, path, STATE_BYTES_MAX);
-	if (n >= 0)
-		path[n] = 0;
-	return n;
-}
-
 /* The path of an open inode from the root of the share, as the kernel knows it; "" outside of the share. */
 static void path_below(const struct core *core, int fd, char path[STATE_BYTES_MAX + 1])
 {
 	char root[STATE_BYTES_MAX + 1];
-	ssize_t skip = path_of(core, core->config.root_fd, root), n = path_of(core, fd, path);
+	ssize_t skip = path_of(core, core->config.root_fd, root, sizeof(root));
+	ssize_t n = path_of(core, fd, path, STATE_BYTES_MAX + 1);
 
 	/* The root of all ends with the slash that another path goes on with. */
 	if (skip > 0 && root[skip - 1] == '/')
@@ -91,9 +77,7 @@ static void path_below(const struct core *core, int fd, char path[STATE_BYTES_MA
 
 static bool leads(const struct core *core, const char *path, const struct inode_key *key)
 {
-	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-			       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-	int fd = syscall(SYS_openat2, core->config.root_fd, path, &how, sizeof(how));
+	int fd = open_beneath(core->config.root_fd, path);
 	struct inode_key found;
 	struct statx stat;
 	bool same = false;
@@ -263,7 +247,7 @@ void state_save(struct state_walk *walk, uint8_t *to, uint64_t size, struct stat
 		walk->marks[walk->stack[--walk->depth]] = DONE;
 		if (saved.left_out)
 			continue;
-		len = (saved.inode.len + 7) & ~7U;
+		len = state_padded(saved.inode.len);
 		memset(saved.bytes + saved.inode.len, 0, len - saved.inode.len);
 		progress->last = progress->bytes;
 		memcpy(to + progress->bytes, &saved.inode, sizeof(saved.inode));

@@ -46,7 +46,8 @@ void memory_free(struct memory *memory);
 int memory_missing(const struct memory *memory);
 
 /* Guest physical [addr, addr+len) as at most `max` iovecs (a range may cross adjacent regions). Returns their number;
- * -EFAULT when any byte is outside the table or the range wraps, memory_missing(), -E2BIG when `max` is too small. len 0 gives 0. */
+ * -EFAULT when the range wraps, memory_missing() when any byte is outside the table, -E2BIG when `max` is too small. len 0
+ * gives 0. */
 int memory_translate(struct memory *memory, uint64_t addr, uint64_t len, struct iovec *iov, unsigned max);
 
 /* A ring part at front-end virtual [addr, addr+len), which must lie in one region. NULL when it does not. */

@@ -113,7 +113,8 @@ struct virtq *virtq_new(const struct virtq_config *config, int *error);
 void virtq_free(struct virtq *queue);
 
 /* Serves the ring until `stop` is readable (returns 0) or the ring is broken (returns -errno; -EPROTO for a rule
- * broken by the driver), or this process has no memory to read a chain (-ENOMEM, and the ring is not broken). Called by any number of threads at once. */
+ * broken by the driver), or this process has no memory to read a chain (-ENOMEM, and the ring is not broken). Called by
+ * any number of threads at once. */
 int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque);
 
 /* Serves the next suspect among what a dead worker left, and marks it as the one that is served: 1 when there was one,

@@ -11,13 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vfsd._fuse import ffi, lib
 from vfsd.settings import Settings
 from vfsd.translate import Ids, Range
 from vhost._virtq import ffi as virtq_ffi
 from vhost._virtq import lib as virtq
+from vhost.arena import Arena
 
 if TYPE_CHECKING:
     from vfsd.asking import Asking
@@ -41,12 +42,14 @@ _PRIV = ffi.typeof("struct priv *")
 _ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
 
 
-class Area(Protocol):
-    """Memory that outlives a worker: vhost.arena.Arena."""
+class Arenas(NamedTuple):
+    """What outlives a worker of a guest's mount (config.h, struct core_config)."""
 
-    size: int
-
-    def pointer(self, ffi: Any, ctype: str) -> Any: ...
+    session: Arena
+    inodes: Arena
+    handles: Arena
+    locks: Arena
+    memos: Arena
 
 
 class Pin:
@@ -101,16 +104,7 @@ def _inode_get(core: Any, nodeid: int) -> int:
     return lib.inode_get(core, nodeid, ffi.NULL)  # type: ignore[no-any-return]
 
 
-def core_config(
-    settings: Settings,
-    root_fd: int,
-    proc_fd: int,
-    session: Area,
-    inodes: Area,
-    handles: Area,
-    locks: Area,
-    memos: Area,
-) -> Any:
+def core_config(settings: Settings, root_fd: int, proc_fd: int, arenas: Arenas) -> Any:
     """A struct core_config. It points into the arenas, which must outlive it."""
     ids = core_ids(settings.ids) if settings.ids else ffi.NULL
     config = ffi.new(
@@ -128,15 +122,15 @@ def core_config(
             "door": lib.fuse_door,
             "refused": lib.fuse_refused,
             "complete": virtq_ffi.addressof(virtq, "virtq_complete"),
-            "session": session.pointer(ffi, "struct core_session *"),
-            "inodes": inodes.pointer(ffi, "char *"),
-            "handles": handles.pointer(ffi, "char *"),
-            "locks": locks.pointer(ffi, "char *"),
-            "inodes_size": inodes.size,
-            "handles_size": handles.size,
-            "locks_size": locks.size,
-            "memos": memos.pointer(ffi, "char *"),
-            "memos_size": memos.size,
+            "session": arenas.session.pointer(ffi, "struct core_session *"),
+            "inodes": arenas.inodes.pointer(ffi, "char *"),
+            "handles": arenas.handles.pointer(ffi, "char *"),
+            "locks": arenas.locks.pointer(ffi, "char *"),
+            "inodes_size": arenas.inodes.size,
+            "handles_size": arenas.handles.size,
+            "locks_size": arenas.locks.size,
+            "memos": arenas.memos.pointer(ffi, "char *"),
+            "memos_size": arenas.memos.size,
             "descriptors_max": settings.descriptors,
             "label": settings.label,
             "ids": ids,
@@ -184,20 +178,10 @@ class Core:
     descriptor's number there. The umask is 0: the guest has applied its own. Raises OSError when C refuses the arenas.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        root_fd: int,
-        proc_fd: int,
-        session: Area,
-        inodes: Area,
-        handles: Area,
-        locks: Area,
-        memos: Area,
-    ) -> None:
+    def __init__(self, settings: Settings, root_fd: int, proc_fd: int, arenas: Arenas) -> None:
         self.settings = settings
-        self._areas = (session, inodes, handles, locks, memos)
-        self._config = core_config(settings, root_fd, proc_fd, *self._areas)
+        self._arenas = arenas
+        self._config = core_config(settings, root_fd, proc_fd, arenas)
         error = ffi.new("int *")
         #: The struct core, as virtq_run and fuse_serve take it.
         self.pointer = lib.core_new(self._config, error)

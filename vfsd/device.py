@@ -14,7 +14,7 @@ from vfsd import padded
 from vfsd._fuse import ffi, lib
 from vfsd.advice import warnings
 from vfsd.config import Config
-from vfsd.core import core_config, descriptors
+from vfsd.core import Arenas, core_config, descriptors
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
 from vfsd.window import REGION, SLOTS_SIZE, Window
@@ -80,11 +80,13 @@ class FsDevice:
             # What is mapped can't be moved, and no front-end with a window moves a guest.
             self.protocol_features &= ~ProtocolFeature.DEVICE_STATE
         self.queues = QUEUES
-        self.session = make("vfsd-session", 4096)
-        self.inodes = make("vfsd-inodes", INODES_SIZE)
-        self.handles = make("vfsd-handles", HANDLES_SIZE)
-        self.locks = make("vfsd-locks", LOCKS_SIZE)
-        self.memos = make("vfsd-memos", MEMOS_SIZE)
+        self.arenas = Arenas(
+            make("vfsd-session", 4096),
+            make("vfsd-inodes", INODES_SIZE),
+            make("vfsd-handles", HANDLES_SIZE),
+            make("vfsd-locks", LOCKS_SIZE),
+            make("vfsd-memos", MEMOS_SIZE),
+        )
         #: The front-end has agreed to map files into the window.
         self.mapping = False
         #: A reset has left descriptors that no arena records any more: the next sweep closes them, and says so here.
@@ -102,14 +104,9 @@ class FsDevice:
             return settings
         return settings._replace(window=self._window.worker_socket)
 
-    @property
-    def arenas(self) -> tuple[Arena, Arena, Arena, Arena, Arena]:
-        """In the order in which a core takes them."""
-        return self.session, self.inodes, self.handles, self.locks, self.memos
-
     def memo(self, ring: int) -> Any:
         """The struct memo * of the first head of a ring."""
-        return self.memos.pointer(ffi, "struct memo *", ring * virtq.VIRTQ_MAX_SIZE * MEMO_SIZE)
+        return self.arenas.memos.pointer(ffi, "struct memo *", ring * virtq.VIRTQ_MAX_SIZE * MEMO_SIZE)
 
     def descriptors(self) -> set[int]:
         """Those of the guest's inodes, handles and locks. Asked while no worker runs."""
@@ -159,4 +156,4 @@ class FsDevice:
 
     def _core_config(self) -> Any:
         share = self._share
-        return core_config(self.settings(1, 0), share.root_fd, share.proc_fd, *self.arenas)
+        return core_config(self.settings(1, 0), share.root_fd, share.proc_fd, self.arenas)

@@ -16,14 +16,13 @@ from vfsd import migration
 from vfsd._fuse import lib
 from vfsd.child import ends, fork, settle
 from vfsd.config import Config
-from vfsd.core import Core
+from vfsd.core import Arenas, Core
 from vfsd.descriptors import leave_room
 from vfsd.held import Given
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
 from vfsd.state import StateError
 from vhost import suspended
-from vhost.arena import Arena
 from vhost.backend import Backend
 
 log = logging.getLogger("vfsd.migration")
@@ -38,7 +37,7 @@ class Spec(NamedTuple):
     config: Config
     share: Share
     settings: Settings
-    arenas: tuple[Arena, Arena, Arena, Arena, Arena]
+    arenas: Arenas
     backend: Backend
     #: Load rather than save, through the pipe.
     load: bool
@@ -112,7 +111,7 @@ def _run(spec: Spec) -> NoReturn:
         proc_fd = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
         os.fchdir(proc_fd)
         os.set_blocking(spec.pipe, True)
-        core = Core(spec.settings, spec.share.root_fd, proc_fd, *spec.arenas)
+        core = Core(spec.settings, spec.share.root_fd, proc_fd, spec.arenas)
         leave_room()
         (_load if spec.load else _save)(spec, core)
         core.close()

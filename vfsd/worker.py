@@ -119,7 +119,7 @@ def _core(spec: Spec) -> Iterator[tuple[Core, Parking]]:
     os.fchdir(proc_fd)
     device = spec.device
     settings = device.settings(max(vring.num for vring in spec.backend.runnable()), spec.room)
-    core = Core(settings, spec.share.root_fd, proc_fd, *device.arenas)
+    core = Core(settings, spec.share.root_fd, proc_fd, device.arenas)
     parking = Parking(core)
     if spec.window and device.mapping:
         core.window = Asking(core, spec.window.worker_socket, spec.window.padded)

@@ -35,7 +35,7 @@ import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.fuzz.guest import Guest
 from tests.fuzz.host import Host
 from vfsd._fuse import ffi, lib
-from vfsd.core import Core, descriptors
+from vfsd.core import Arenas, Core, descriptors
 from vfsd.door import close_door, open_door
 from vfsd.settings import Settings
 from vfsd.translate import Owner, rule, tables
@@ -130,8 +130,8 @@ class Worker:
         # Small tables, so that they are full at times.
         sizes = {"session": 4096, "inodes": self.random.choice((16384, 65536)), "handles": 4096, "locks": 4096}
         sizes["memos"] = MEMOS * (ffi.sizeof("struct memo") + 4 * lib.MEMO_PAGE)
-        self.areas = [Arena(name, size) for name, size in sizes.items()]
-        self.memos = ffi.cast("struct memo *", self.areas[-1].pointer(ffi, "struct memo *"))
+        self.arenas = Arenas(**{name: Arena(name, size) for name, size in sizes.items()})
+        self.memos = ffi.cast("struct memo *", self.arenas.memos.pointer(ffi, "struct memo *"))
         rules = [rule("map:1000:70000:5"), rule("forbid-guest:4000000000:9"), rule("squash-host:80000:7:9")]
         self.ids = tables(rules, rules, None, Owner(0, 0)) if seed % 3 == 0 else None
         self.window = Window(seed) if seed % 2 else None
@@ -145,7 +145,7 @@ class Worker:
             window=window.ours.fileno() if window else -1, dax_policy=self.random.choice(("auto", "always")),
             dax_min=self.random.choice((0, 100)), dax_max=self.random.choice((1000, 1 << 40)),
         )  # fmt: skip
-        core = Core(settings, self.root_fd, self.proc_fd, *self.areas)
+        core = Core(settings, self.root_fd, self.proc_fd, self.arenas)
         open_door(core)
         if window:
             window.read()

@@ -10,7 +10,7 @@ import vfsd.ops  # noqa: F401  (fills OPS)
 from tests.direct import direct, follow
 from tests.fuseclient import FuseClient
 from vfsd._fuse import ffi
-from vfsd.core import Core, core_config, descriptors
+from vfsd.core import Arenas, Core, core_config, descriptors
 from vfsd.door import close_door, open_door
 from vfsd.settings import Settings
 from vhost.arena import Arena
@@ -25,19 +25,18 @@ class Mount(NamedTuple):
     client: FuseClient
     #: The same guest, whose last request was in flight in a worker that died.
     replayed: FuseClient
-    #: session, inodes, handles, locks, memos
-    arenas: tuple[Arena, Arena, Arena, Arena, Arena]
+    arenas: Arenas
     root_fd: int
     proc_fd: int
 
     def descriptors(self) -> set[int]:
         """What the arenas record."""
-        return descriptors(core_config(self.core.settings, self.root_fd, self.proc_fd, *self.arenas))
+        return descriptors(core_config(self.core.settings, self.root_fd, self.proc_fd, self.arenas))
 
     @property
     def memo(self) -> Any:
         """The struct memo * of the last request."""
-        return memo_of(self.arenas[4])
+        return memo_of(self.arenas.memos)
 
     def unfinished(self) -> FuseClient:
         """`replayed`, and the worker died before it had written what came of the request."""
@@ -57,13 +56,13 @@ def share(root: Path, settings: Settings, init: bool = True, handles: int = 1 <<
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     proc_fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     os.fchdir(proc_fd)
-    arenas = (
+    arenas = Arenas(
         Arena("session", 4096), Arena("inodes", 1 << 20), Arena("handles", handles), Arena("locks", 1 << 16),
         Arena("memos", 1 << 16),
     )  # fmt: skip
-    core = Core(settings, root_fd, proc_fd, *arenas)
+    core = Core(settings, root_fd, proc_fd, arenas)
     open_door(core)
-    memo = memo_of(arenas[4])
+    memo = memo_of(arenas.memos)
     client = FuseClient(direct(core.pointer, memo=memo))
     replayed = follow(FuseClient(direct(core.pointer, replay=True, memo=memo)), client)
     try:

@@ -11,7 +11,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from vfsd.config import Config, parse
+from vfsd.config import RESUME, Config, parse
 from vfsd.errors import Failure, UsageError, internal
 from vfsd.listen import Listener, listen
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def main() -> int:
     """Returns 0 when the front-end has left, 1 on a failure or when told to end, 2 on wrong usage."""
     _open_standard_files()
-    if len(sys.argv) > 1 and sys.argv[1].startswith("--resume="):
+    if len(sys.argv) > 1 and sys.argv[1].startswith(RESUME):
         from vfsd.resumed import resumed
 
-        return resumed(int(sys.argv[1].partition("=")[2]), sys.argv[2:])
+        return resumed(int(sys.argv[1].removeprefix(RESUME)), sys.argv[2:])
     try:
         config = parse(sys.argv[1:])
         if config.upgrade:

@@ -337,6 +337,10 @@ def _with_xattr(config: Config) -> Config:
     return config
 
 
+#: What tells a process that it is started for an upgrade, and by which descriptor it learns more (vfsd/upgrade.py).
+#: Comes first.
+RESUME = "--resume="
+
 EXAMPLES = """\
 examples:
   vfsd --shared-dir /srv/data --socket-path /tmp/data.sock

@@ -79,7 +79,8 @@ class Control:
         )
         self._table, self._states = table_arena(), state_arena(QUEUES, make)
         self._inflight = inflight_arena(QUEUES, make)
-        self._giver = self._new_giver(leash, command)
+        self._command = command
+        self._giver = self._new_giver(leash)
         self._broken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reported: set[int] = set()
         self._backend: Backend | None = None
@@ -108,7 +109,7 @@ class Control:
                 if not self._config.keep_listening:
                     return status
         except HandedOver:
-            child = self._giver.leave(self._signals.wakeups)
+            child = self._giver.leave(self._signals)
             return watch(child, self._watching()) if child else 0
         except LauncherGone:
             log.error("the process that was started has ended: shutting down")
@@ -129,10 +130,9 @@ class Control:
             # What it is to say it has said.
             self._settled = True
 
-    def _new_giver(self, leash: socket.socket | None, command: Command | None) -> Giver:
+    def _new_giver(self, leash: socket.socket | None) -> Giver:
         arenas = {arena.name: arena for arena in (*self._device.arenas, self._states, self._inflight)}
         givings = Givings(self._share.root_fd, self._share.proc_fd, arenas, self._config.sandbox == "namespace")
-        self._command = command
         refusal = "a daemon with a DAX window can't be upgraded yet" if self._window else ""
         return Giver(leash, givings, self._estate, lambda: Attempt(*self._watching()), refusal)
 

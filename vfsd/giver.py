@@ -18,7 +18,8 @@ from vfsd import handover, legible
 from vfsd._process import lib as process
 from vfsd.errors import internal
 from vfsd.handover import HandoverError
-from vfsd.upgrade import Attempt, Child, hold, unread
+from vfsd.signals import Wakeups
+from vfsd.upgrade import Attempt, Child, hold
 from vhost.arena import Arena
 
 log = logging.getLogger("vfsd.upgrade")
@@ -32,6 +33,10 @@ NAMESPACES = ("user", "mnt", "net", "pid")
 
 class HandedOver(Exception):  # noqa: N818 (no error)
     """Another process serves from now on."""
+
+
+class LauncherGone(Exception):  # noqa: N818 (no error)
+    """There is nobody whose control process this is."""
 
 
 class Estate(NamedTuple):
@@ -119,16 +124,16 @@ class Giver:
         except HandoverError as error:
             self._fail(str(error))
 
-    def leave(self, wakeups: socket.socket) -> Child | None:
+    def leave(self, wakeups: Wakeups) -> Child | None:
         """After HandedOver: this process is of no more use. Where it is the one the user started, it becomes the
         launcher; returns the new control process when it must do so as it is. `wakeups`: signals that came."""
         if self._attempt:
-            hold(unread(wakeups))
+            hold(wakeups.unread())
             return self._attempt.succeeded(None, kept=False)
         assert self._leash
         # The first process of a PID namespace takes all others with it.
         kept = os.getpid() == 1
-        handover.send(self._leash, "done", {"kept": kept, "signals": unread(wakeups)})
+        handover.send(self._leash, "done", {"kept": kept, "signals": wakeups.unread()})
         if kept:
             _keep()
         return None
@@ -203,10 +208,6 @@ class Giver:
         if self._transfer:
             self._transfer.close()
         self._transfer = None
-
-
-class LauncherGone(Exception):  # noqa: N818 (no error)
-    """There is nobody whose control process this is."""
 
 
 def _keep() -> NoReturn:

@@ -24,14 +24,12 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vfsd.descriptors import PLACES
+from vhost.receive import FDS_MAX
 from vhost.receive import receive as receive_from
 from vhost.saved import StateError
 
-#: Bytes of a message, and descriptors in one (Linux, SCM_MAX_FD).
+#: Bytes of a message.
 MESSAGE_MAX = 1 << 16
-FDS_MAX = 253
-
-
 ENDED = "the other process has ended"
 
 

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +24,8 @@ from vfsd.errors import Failure
 from vfsd.handover import HandoverError
 from vfsd.listen import Listener
 from vfsd.log import report
-from vfsd.upgrade import Attempt, Child, Command, hold, unread
+from vfsd.signals import Wakeups
+from vfsd.upgrade import Attempt, Child, Command, hold
 from vfsd.values import IdMap
 
 log = logging.getLogger("vfsd")
@@ -121,7 +123,7 @@ def launch(spaces: Namespaces, inside: Inside, watching: Watching) -> int:
 def watch(child: Child, watching: Watching, ready: Callable[[], None] = lambda: None) -> int:
     """Forwards signals to the control process, and has it upgraded; `ready` is called when it does. Returns its exit
     status."""
-    with _Watch(child, watching) as watching_it:
+    with closing(_Watch(child, watching)) as watching_it:
         ready()
         status = watching_it.run()
     if status < 0:
@@ -136,21 +138,10 @@ class _Watch:
 
     def __init__(self, child: Child, watching: Watching) -> None:
         self._child, self._watching = child, watching
-        self._read, self._write = socket.socketpair()
+        self._wakeups = Wakeups(OURS)
 
-    def __enter__(self) -> "_Watch":
-        for sock in (self._read, self._write):
-            sock.setblocking(False)
-        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in OURS:
-            signal.signal(number, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(-1)
-        self._read.close()
-        self._write.close()
+    def close(self) -> None:
+        self._wakeups.close()
 
     def run(self) -> int:
         """Returns when the control process has ended: its status, as os.waitstatus_to_exitcode."""
@@ -161,15 +152,13 @@ class _Watch:
 
     def _wait(self, *fds: int) -> set[int]:
         poll = select.poll()
-        for fd in (self._read.fileno(), self._child.pidfd, *fds):
+        for fd in (self._wakeups.fileno(), self._child.pidfd, *fds):
             poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll()}
 
     def _signals(self) -> set[int]:
         """Those that came, of which some were forwarded."""
-        came: set[int] = set()
-        with contextlib.suppress(BlockingIOError):
-            came.update(self._read.recv(64))
+        came = set(self._wakeups.unread())
         for number in came.intersection(FORWARDED):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._child.pidfd, number)
@@ -194,7 +183,7 @@ class _Watch:
             attempt.failed(str(error))
             return
         # Those that it had no time for are for the new one.
-        hold([*unread(self._read), *done["signals"]])
+        hold([*self._wakeups.unread(), *done["signals"]])
         self._child = attempt.succeeded(self._child, done["kept"])
 
 

@@ -12,9 +12,9 @@ import fcntl
 import os
 import socket
 import stat
-import sys
 from collections.abc import Iterator
-from typing import Any, Self
+from struct import Struct
+from typing import Any, NamedTuple, Self
 
 from vfsd import descriptors
 from vfsd.config import Config
@@ -26,6 +26,9 @@ PATH_MAX = 108
 
 #: A daemon serves one front-end; a second one waits.
 BACKLOG = 1
+
+#: struct ucred: pid, uid, gid.
+_UCRED = Struct("=iII")
 
 
 class Listener:
@@ -155,7 +158,7 @@ def _claimed(path: str) -> Iterator[int]:
     first = f"{path}.pid.new"
     while True:
         file = os.open(first, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if not _lock(file):
+        if not take_lock(file):
             with os.fdopen(file):
                 raise _taken(path, _pid(file))
         with contextlib.suppress(FileNotFoundError):
@@ -178,7 +181,7 @@ def _make_room(path: str) -> None:
     """Removes a socket that nobody listens on any more. Raises Failure for anything else at `path`."""
     # The lock first: a daemon that is asked for a connection takes it for its front-end.
     with contextlib.suppress(FileNotFoundError), open(f"{path}.pid", "rb", opener=_no_follow) as old:
-        if not _lock(old.fileno()):
+        if not take_lock(old.fileno()):
             raise _taken(path, _pid(old.fileno()))
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -194,9 +197,20 @@ def _make_room(path: str) -> None:
         except BlockingIOError:
             raise _taken(path, "") from None
         else:
-            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            raise _taken(path, str(int.from_bytes(credentials[:4], sys.byteorder)))
+            raise _taken(path, str(peer(probe).pid))
     os.unlink(path)
+
+
+class Peer(NamedTuple):
+    """Whose the other end of a socket is (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer(sock: socket.socket) -> Peer:
+    return Peer(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 def _taken(path: str, pid: str) -> Failure:
@@ -204,9 +218,10 @@ def _taken(path: str, pid: str) -> Failure:
     return Failure(f"--socket-path {path} is already in use by {by}: end it, or choose another path")
 
 
-def _lock(file: int) -> bool:
+def take_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Takes a lock of flock(2) without waiting. False when another has it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

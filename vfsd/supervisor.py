@@ -31,8 +31,6 @@ FAULTS = {
     signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
     signal.SIGXCPU, signal.SIGXFSZ,
 }  # fmt: skip
-
-
 #: Exit status of a worker that found the host short of memory or processes at its start: no fault of its own.
 SHORT = 3
 

@@ -18,7 +18,7 @@ from vfsd._process import ffi, lib
 from vfsd.config import Config
 from vfsd.control import Control
 from vfsd.errors import Failure
-from vfsd.giver import NAMESPACES
+from vfsd.giver import NAMESPACES, TAKING
 from vfsd.handover import HandoverError
 from vfsd.information import VERSION
 from vfsd.launcher import Namespaces, namespaces, take_ids
@@ -28,9 +28,6 @@ from vhost.arena import Arena
 from vhost.saved import StateError, Unpacked, field, items, number
 
 log = logging.getLogger("vfsd.upgrade")
-
-#: Seconds until what was announced has come.
-TAKING = 5.0
 
 
 def take_over(config: Config, leash: socket.socket, transfer: socket.socket, listener: Listener) -> int:

@@ -12,21 +12,19 @@ import logging
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 from typing import NamedTuple, NoReturn
 
 from vfsd import handover
 from vfsd._process import ffi, lib
+from vfsd.config import RESUME
 from vfsd.handover import ENDED, HandoverError
-from vfsd.listen import Listener
+from vfsd.listen import Listener, peer
 from vhost.saved import Packed
 
 log = logging.getLogger("vfsd.upgrade")
 
-#: What tells a process that it is started for an upgrade, and by which descriptor it learns more. Comes first.
-RESUME = "--resume="
 #: Seconds until whoever asks for the upgrade has said what for.
 ASKING = 1.0
 #: Seconds for a process to end that has nothing to do any more.
@@ -73,13 +71,6 @@ class Child(NamedTuple):
     leash: socket.socket
 
 
-def unread(wakeups: socket.socket) -> list[int]:
-    """Signals that came and that nobody has looked at."""
-    with contextlib.suppress(BlockingIOError):
-        return [*wakeups.recv(64)]
-    return []
-
-
 def hold(numbers: list[int]) -> None:
     """These signals, and all that come from now on, are for the program that this process is about to become."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -111,9 +102,8 @@ class Client:
         self._socket.settimeout(ASKING)
         try:
             self._socket.connect(address(os.getpid()))
-            uid = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
             # Others may listen there too. These two might as well trace us.
-            if uid in (0, os.geteuid()):
+            if peer(self._socket).uid in (0, os.geteuid()):
                 self.program = str(handover.expect(self._socket, "upgrade", ASKING).data or "")
                 return
         except (OSError, HandoverError):

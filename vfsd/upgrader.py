@@ -6,13 +6,13 @@ import select
 import signal
 import socket
 import stat
-import struct
 import sys
 import time
 
 from vfsd import handover
 from vfsd.errors import Failure, UsageError
 from vfsd.handover import HandoverError
+from vfsd.listen import peer, take_lock
 from vfsd.upgrade import address
 
 #: Seconds until the daemon answers at all, and until the upgrade is over, in either way.
@@ -59,21 +59,13 @@ def _pid(target: str) -> int:
         path = f"{target}.pid" if stat.S_ISSOCK(os.stat(target).st_mode) else target
         with open(path, "rb") as file:
             text = file.read(32).strip()
-            if path != target and _unlocked(file.fileno()):
+            if path != target and take_lock(file.fileno(), fcntl.LOCK_SH):
                 raise Failure(f"--upgrade {target}: the daemon of this socket has ended")
     except OSError as error:
         raise UsageError(f"--upgrade {target}: {error.strerror}; name a pid file, a socket of vfsd, or a pid") from None
     if not text.isdigit() or not int(text):
         raise UsageError(f"--upgrade {target}: there is no pid in it")
     return int(text)
-
-
-def _unlocked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _check(target: str, pid: int) -> None:
@@ -102,7 +94,7 @@ def _accept(server: socket.socket, pid: int, pidfd: int) -> socket.socket:
         if pidfd in ready:
             raise Failure(f"process {pid} has ended")
         conversation, _ = server.accept()
-        if struct.unpack("3i", conversation.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0] == pid:
+        if peer(conversation).pid == pid:
             return conversation
         conversation.close()
     raise Failure(f"process {pid} does not answer; if it upgrades all the same, its log says so")

@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from .message import Payload
 from .protocol import Endpoint, Message, RemoteProtocolError, close_all
-from .receive import receive
-
-MAX_FDS = 253  # descriptors in one message at most (Linux, SCM_MAX_FD)
+from .receive import FDS_MAX, receive
 
 
 class Disconnected(Exception):  # noqa: N818 (no error)
@@ -68,7 +66,7 @@ class Connection:
         """The next message; None when the socket holds no whole one. Raises Disconnected; RemoteProtocolError."""
         while True:
             try:
-                data, fds, flags = receive(self._socket, self._endpoint.wants, MAX_FDS)
+                data, fds, flags = receive(self._socket, self._endpoint.wants, FDS_MAX)
             except BlockingIOError:
                 return None
             except ConnectionError:

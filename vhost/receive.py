@@ -5,6 +5,9 @@ import array
 import socket
 from typing import NamedTuple
 
+#: Descriptors in one message at most (Linux, SCM_MAX_FD).
+FDS_MAX = 253
+
 
 class Received(NamedTuple):
     data: bytes

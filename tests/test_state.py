@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfsd import state
-from vfsd.state import MAGIC, PART_MAX, Owner, Part, Range, Session, StateError, Writer, read_parts
+from vfsd.state import MAGIC, PART_MAX, Owner, Part, Range, Session, Writer, read_parts
+from vhost.saved import StateError
 from vhost.suspended import Suspended
 
 SESSION = Session(38, 256, 1 << 20, 1, 0x1234_5678_9ABC, bytes(range(16)))

@@ -58,23 +58,19 @@ def _serve(config: Config, listener: Listener) -> int:
     """The life of the daemon once its socket exists; returns the exit status."""
     import logging
 
-    from vfsd.log import report, setup
+    from vfsd.log import setup, status_of
 
     setup(config.log_level, config.syslog)
-    log = logging.getLogger("vfsd")
-    try:
-        from vfsd import sandbox
-        from vfsd.launcher import Watching
-        from vfsd.upgrade import Command
+    return status_of(logging.getLogger("vfsd"), partial(_run, config, listener))
 
-        watching = Watching(Command.own(), listener)
-        return sandbox.run(config, _preload, partial(_inside, config, watching), watching)
-    except Failure as error:
-        log.error("%s", error)
-        return error.exit_status
-    except Exception as error:
-        report(error)
-        return 1
+
+def _run(config: Config, listener: Listener) -> int:
+    from vfsd import sandbox
+    from vfsd.launcher import Watching
+    from vfsd.upgrade import Command
+
+    watching = Watching(Command.own(), listener)
+    return sandbox.run(config, _preload, partial(_inside, config, watching), watching)
 
 
 def _preload() -> None:

@@ -14,10 +14,11 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from vfsd.errors import internal
+from vfsd.errors import Failure, internal
 
 #: Of --log-level. "off" is above every level in use.
 LEVELS = {
@@ -144,6 +145,18 @@ def report(error: BaseException) -> None:
     log = logging.getLogger("vfsd")
     log.error("%s (--log-level=debug shows where)", internal(error))
     log.debug("it came from", exc_info=error)
+
+
+def status_of(log: logging.Logger, work: Callable[[], int]) -> int:
+    """The exit status of `work`. What it raises is logged."""
+    try:
+        return work()
+    except Failure as error:
+        log.error("%s", error)
+        return error.exit_status
+    except Exception as error:
+        report(error)
+        return 1
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -17,7 +17,8 @@ from vfsd._fuse import ffi, lib
 from vfsd.core import Core, packed
 from vfsd.held import Lock
 from vfsd.ops.session import MINOR_MAX, MINOR_MIN, PAGE, differences
-from vfsd.state import Owner, Part, Range, Session, StateError, Writer
+from vfsd.state import Owner, Part, Range, Session, Writer
+from vhost.saved import StateError
 from vhost.suspended import Suspended
 
 log = logging.getLogger("vfsd.migration")

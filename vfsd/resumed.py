@@ -3,13 +3,13 @@
 import logging
 import os
 import socket
+from functools import partial
 
 from vfsd import handover
 from vfsd.config import parse
-from vfsd.errors import Failure
 from vfsd.launcher import Watching, watch
 from vfsd.listen import Listener
-from vfsd.log import report, setup
+from vfsd.log import setup, status_of
 from vfsd.upgrade import Child, Client, Command
 from vhost.saved import Unpacked, number
 
@@ -21,25 +21,22 @@ def resumed(fd: int, arguments: list[str]) -> int:
     # Whoever started us may have had thousands of descriptors: a low number is one no guest has (vfsd/descriptors.py).
     sock = socket.socket(fileno=os.dup(fd))
     os.close(fd)
-    try:
-        config = parse(arguments)
-        setup(config.log_level, config.syslog)
-        note = handover.receive(sock, 0)
-        if note.kind == "launch":
-            sock.close()
-            return _launch(note)
-        # Not for who only launches: it imports all that serves.
-        from vfsd.taker import take_over
+    return status_of(log, partial(_resume, sock, arguments))
 
-        transfer, *fds = note.fds
-        listener = Listener.resume(note.data["listener"], Unpacked(fds))
-        return take_over(config, sock, socket.socket(fileno=transfer), listener)
-    except Failure as error:
-        log.error("%s", error)
-        return error.exit_status
-    except Exception as error:
-        report(error)
-        return 1
+
+def _resume(sock: socket.socket, arguments: list[str]) -> int:
+    config = parse(arguments)
+    setup(config.log_level, config.syslog)
+    note = handover.receive(sock, 0)
+    if note.kind == "launch":
+        sock.close()
+        return _launch(note)
+    # Not for who only launches: it imports all that serves.
+    from vfsd.taker import take_over
+
+    transfer, *fds = note.fds
+    listener = Listener.resume(note.data["listener"], Unpacked(fds))
+    return take_over(config, sock, socket.socket(fileno=transfer), listener)
 
 
 def _launch(note: handover.Note) -> int:

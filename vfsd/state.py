@@ -13,6 +13,7 @@ from struct import Struct, error
 from typing import Any, NamedTuple
 
 from vfsd._fuse import ffi
+from vhost.saved import StateError
 from vhost.suspended import Suspended
 
 MAGIC = b"vfsstate"
@@ -43,10 +44,6 @@ class Part(IntEnum):
     LOCKS = 4  #: the POSIX locks of one owner; any number of such parts
     RINGS = 5  #: what is in flight on one ring; any number of such parts
     END = 6
-
-
-class StateError(Exception):
-    """A state that can't be saved or loaded; the text is one plain sentence."""
 
 
 class Session(NamedTuple):

@@ -21,9 +21,9 @@ from vfsd.descriptors import leave_room
 from vfsd.held import Given
 from vfsd.sandbox import Share
 from vfsd.settings import Settings
-from vfsd.state import StateError
 from vhost import suspended
 from vhost.backend import Backend
+from vhost.saved import StateError
 
 log = logging.getLogger("vfsd.migration")
 

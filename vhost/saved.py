@@ -10,7 +10,7 @@ U64_MAX = (1 << 64) - 1
 
 
 class StateError(Exception):
-    """A saved state is not what it should be. The text is one phrase."""
+    """A state can't be saved, or a saved one is not what it should be. The text is one phrase."""
 
 
 class Packed:

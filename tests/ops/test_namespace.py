@@ -3,7 +3,9 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,19 +90,23 @@ MAKERS = {
     "mkdir": lambda client, name: client.mkdir(ROOT, name),
     "mknod": lambda client, name: client.mknod(ROOT, name, stat.S_IFIFO | 0o600),
     "symlink": lambda client, name: client.symlink(ROOT, name, b"target"),
-    "link": lambda client, name: client.link(client.lookup(ROOT, b"old").nodeid, ROOT, name),
     "create": lambda client, name: client.create(ROOT, name)[0],
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+def maker(mount: Mount, kind: str) -> Callable[[FuseClient, bytes], Any]:
+    """Makes a name by one request."""
+    if kind != "link":
+        return MAKERS[kind]
+    (mount.root / "old").touch()
+    old = mount.client.lookup(ROOT, b"old").nodeid
+    return lambda client, name: client.link(old, ROOT, name)
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "link"])
 def test_made_twice(mount: Mount, kind: str) -> None:
     """A request in flight in a worker that died may have been served, and answered but for the last step."""
-    (mount.root / "old").touch()
-    make = MAKERS[kind]
-    if kind == "link":
-        old = mount.client.lookup(ROOT, b"old").nodeid
-        make = lambda client, name: client.link(old, ROOT, name)  # noqa: E731
+    make = maker(mount, kind)
     first = make(mount.client, b"new").nodeid
     assert make(mount.replayed, b"new").nodeid == first
     inodes, opened = mount.core.inodes, mount.core.handles
@@ -109,14 +115,10 @@ def test_made_twice(mount: Mount, kind: str) -> None:
     assert (mount.core.inodes, mount.core.handles) == (inodes, opened)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", [*MAKERS, "link"])
 def test_there_already(mount: Mount, kind: str) -> None:
     """What was there before is not what a request made, though it looks the same."""
-    (mount.root / "old").touch()
-    make = MAKERS[kind]
-    if kind == "link":
-        old = mount.client.lookup(ROOT, b"old").nodeid
-        make = lambda client, name: client.link(old, ROOT, name)  # noqa: E731
+    make = maker(mount, kind)
     make(mount.client, b"new")
     inodes, opened = mount.core.inodes, mount.core.handles
     for client in (lambda: mount.client, lambda: mount.replayed, mount.unfinished):

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.guest.dax.windowed import MAPPED, Windowed, digest, until
+from tests.guest.dax.windowed import MAPPED, Windowed, digest
+from tests.guest.waiting import until
 
 #: More than one of the guest's ranges of 2 MiB, and no multiple of a page.
 SIZE = (5 << 20) + 1234

@@ -11,7 +11,8 @@ import pytest
 from tests.guest.conftest import KERNEL
 from tests.guest.dax.conftest import SCALE
 from tests.guest.dax.test_dax_pressure import prepare, sums
-from tests.guest.dax.windowed import MODEL, Windowed, until
+from tests.guest.dax.windowed import MODEL, Windowed
+from tests.guest.waiting import until
 from vfsd.guest import Guest, GuestError, Settings, Share
 
 #: More than any load takes: it ends when it is told, or with its guest.

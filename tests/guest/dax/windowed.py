@@ -7,10 +7,10 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from dax.manager import Statistics
+from tests.guest.waiting import until
 from vfsd.guest import Guest
 from vfsd.guest.channel import Command, Result
 
@@ -55,13 +55,6 @@ for mapped, model in zip(mappings, models):
 
 def digest(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.02)
 
 
 class Windowed:

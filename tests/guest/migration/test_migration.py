@@ -2,24 +2,17 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.guest.waiting import until
 from vfsd.guest import Guest, GuestError, Moved
 
 #: Migrations there and back.
 MOVES = 10
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.02)
 
 
 class Work:

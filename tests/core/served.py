@@ -5,6 +5,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ class Served:
         self.inodes = mmap.mmap(-1, records * lib.INODE_RECORD)
         self.handles = mmap.mmap(-1, records * lib.HANDLE_RECORD)
         self.locks = mmap.mmap(-1, records * 48)
-        self.memos = mmap.mmap(-1, 65536)
-        #: That of every request.
+        self.memos = mmap.mmap(-1, 1 << 20)
+        #: Those of the guests, of whom each has one request at a time; and that of `client`.
+        self._memos = count()
         self.memo = ffi.cast("struct memo *", ffi.from_buffer(self.memos))
         self.session = ffi.new("struct core_session *", {"mounted": 1, "minor": 38, "flags": session_flags})
         self.door = ffi.callback("fuse_door_function", door or (lambda core, request: -errno.ENOTSUP), error=-errno.EIO)
@@ -108,12 +110,13 @@ class Served:
 
     def guest(self, **options: Any) -> FuseClient:
         """A client; options as for `direct`. It follows a restart."""
-        return FuseClient(lambda request, room: direct(self.core, memo=self.memo, **options)(request, room))
+        options.setdefault("memo", self.memo + next(self._memos))
+        return FuseClient(lambda request, room: direct(self.core, **options)(request, room))
 
     def again(self) -> FuseClient:
         """The guest whose last request was in flight in a worker that died, before it had written what came of it."""
         self.memo.done = 0
-        return follow(self.guest(replay=True), self.client)
+        return follow(self.guest(replay=True, memo=self.memo), self.client)
 
     def limit(self, descriptors: int) -> None:
         """Lets the guest hold so many from now on, the root's included."""

@@ -203,7 +203,7 @@ def test_what_the_door_sees(serve: Callable[..., Served]) -> None:
         return 5
 
     served = serve(door=door)
-    client = served.guest(in_sizes=(3, 50), out_sizes=(1, 17))
+    client = served.guest(in_sizes=(3, 50), out_sizes=(1, 17), memo=served.memo)
     assert client.call(lib.FUSE_REMOVEXATTR, 9, b"name\0", room=100) == b"reply"
     assert seen == {"arg": b"name\0", "nodeid": 9, "uid": 0, "reply_max": 100, "memo": served.memo}
     client.call(lib.FUSE_REMOVEXATTR, 9, b"name\0", room=1 << 20)

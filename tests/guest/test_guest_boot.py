@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vfsd.guest import Guest, GuestError, TimeLimitError
+from tests.guest.conftest import KERNEL, QEMU
+from vfsd.guest import Guest, GuestError, Settings, TimeLimitError
 
 
 def test_every_share_is_mounted(guest: Guest) -> None:
@@ -105,6 +106,17 @@ def test_two_commands_at_a_time_and_no_third(guest: Guest) -> None:
         guest.start(["true"])
     assert guest.wait(writer, 30).status == 0
     assert guest.wait(reader, 30).text == "met"
+
+
+def test_eight_commands_at_a_time(tmp_path: Path) -> None:
+    with Guest(tmp_path, settings=Settings(qemu=QEMU), kernel_name=KERNEL, host_root=False, slots=8) as guest:
+        # Each waits for all.
+        meeting = "touch /tmp/here$n; for i in 0 1 2 3 4 5 6 7; do until [ -e /tmp/here$i ]; do sleep 0.1; done; done"
+        script = f"{meeting}; read word; echo $word; echo $n >&2"
+        commands = [guest.start(f"n={number}; {script}", stdin=b"word\n") for number in range(8)]
+        results = [guest.wait(command, 60) for command in commands]
+    assert [(result.status, result.text) for result in results] == [(0, "word")] * 8
+    assert [int(result.stderr) for result in results] == list(range(8))
 
 
 def test_a_signal_reaches_the_command(guest: Guest) -> None:

@@ -9,10 +9,11 @@ PATH=/run/vfsd/bin
 STATE=/run/vfsd
 mkdir -p $STATE/port
 
-# Virtio-serial ports have names; the device nodes have numbers.
+# Virtio-serial ports have names; the device nodes have numbers. What has a name keeps it: whoever opened it while it was
+# made anew would make a file there.
 name_ports() {
 	for entry in /sys/class/virtio-ports/*; do
-		[ -s "$entry/name" ] && ln -sf "/dev/${entry##*/}" "$STATE/port/$(cat "$entry/name")"
+		[ -s "$entry/name" ] && ln -sn "/dev/${entry##*/}" "$STATE/port/$(cat "$entry/name")" 2>/dev/null
 	done
 }
 

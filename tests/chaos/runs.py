@@ -1,4 +1,4 @@
-"""The work of work.py on a share whose workers are killed, or are not."""
+"""The work of work.py on a share whose workers are killed, or are not: wherever, and mounted on this host."""
 
 import json
 import os
@@ -11,38 +11,42 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tests.chaos.bridge import Bridge
-from tests.chaos.storm import Killer, Outcome, known, numbered, settled, tree
-from tests.daemon.daemon import Daemon, open_files, until
+from tests.chaos.storm import Killer, Outcome, kinds, known, settled, tree
+from tests.daemon.daemon import Daemon, kill_worker, open_files, until, workers
 from tests.frontend import FrontEnd
 
 WORK = Path(__file__).with_name("work.py")
-PARTS = ("fsx", "git", "tar", "names")
+PARTS = ("fsx", "large", "git", "tar", "names")
 #: Rounds that nobody gets to.
 ENDLESS = dict.fromkeys(PARTS, 1_000_000)
 #: Between two reads that are timed, seconds.
 PING = 0.002
 
-#: Runs a command to its end: its status, and what it has printed.
+#: Runs work.py with arguments to its end: its status, and what it has printed.
 Run = Callable[[list[str]], tuple[int, str]]
 
 
 def work(
-    run: Run, program: str, directory: str, seed: int, rounds: Mapping[str, int], stop: Path, seen: str
+    run: Run,
+    directory: str,
+    seed: int,
+    rounds: Mapping[str, int],
+    stop: Path,
+    ended: Path,
+    touch: Callable[[Path], object],
 ) -> Outcome:
-    """Lets all parts work at once. `seen` is the directory of `stop` as the programs see it. Raises AssertionError with
-    what they complain of."""
+    """Lets the parts that have rounds work at once, and end once there is a file `stop`; the reads end when `touch` has
+    made the file `ended`. Raises AssertionError with what they complain of."""
     outcome, begun = Outcome(), time.monotonic()
-    ended = stop.with_name("ended")
-    with ThreadPoolExecutor() as pool:
-        pinging = pool.submit(run, [program, "ping", directory, str(PING), "0", f"{seen}/{ended.name}"])
+    with ThreadPoolExecutor(len(rounds) + 1) as pool:
+        pinging = pool.submit(run, ["ping", directory, str(PING), "0", str(ended)])
         working = {
-            part: pool.submit(run, [program, part, directory, str(seed), str(rounds[part]), f"{seen}/{stop.name}"])
-            for part in PARTS
+            part: pool.submit(run, [part, directory, str(seed), str(most), str(stop)]) for part, most in rounds.items()
         }
         try:
             reports = {part: future.result() for part, future in working.items()}
         finally:
-            ended.touch()
+            touch(ended)
         reports["ping"] = pinging.result()
     complaints = [f"{part}: {text}" for part, (status, text) in reports.items() if status]
     assert not complaints, "\n".join(complaints)
@@ -50,8 +54,8 @@ def work(
     for part, (_, text) in reports.items():
         report = json.loads(text)
         if part == "ping":
-            outcome.steps += report["pings"]
-            outcome.ping, outcome.pauses = report["median"], report["longest"]
+            outcome.reads = [(end, took) for end, took in report["reads"]]
+            outcome.steps += len(outcome.reads)
         else:
             outcome.rounds[part] = report["rounds"]
             outcome.steps += report["steps"]
@@ -59,7 +63,7 @@ def work(
 
 
 def here(arguments: list[str]) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, WORK, *arguments], capture_output=True, text=True)
     return done.returncode, done.stderr if done.returncode else done.stdout
 
 
@@ -77,22 +81,23 @@ def on_the_host(
             frontend.start()
             with Bridge(frontend, mount) as bridge:
                 os.stat(mount)
-                killer = Killer(lambda: daemon.workers if any(share.iterdir()) else [], kills, place / "stop", seed)
+                stop, ended = place / "stop", place / "ended"
+                killer = Killer(lambda: daemon.workers if any(share.iterdir()) else [], kills, stop.touch, seed)
                 with killer if kills else nullcontext():
-                    outcome = work(here, str(WORK), str(mount), seed, rounds, place / "stop", str(place))
-                outcome.kills = len(killer.killed)
+                    outcome = work(here, str(mount), seed, rounds, stop, ended, Path.touch)
+                outcome.kills = killer.moments
                 # That forgets every name, and with it every inode.
                 subprocess.run(["mount", "-o", "remount", mount], check=True)
-                look(outcome, daemon.control, share, daemon.kill_worker)
-                until(lambda: daemon.workers)
+                look(outcome, daemon.control, place.name)
                 outcome.requests = bridge.requests
         outcome.log = daemon.log
     outcome.tree = tree(share)
     return outcome
 
 
-def look(outcome: Outcome, control: int, share: Path, kill: Callable[[], int]) -> None:
+def look(outcome: Outcome, control: int, run: str) -> None:
     """At what the daemon holds. What the last worker has left is swept when it dies."""
     outcome.known = settled(lambda: known(control))
-    kill()
-    outcome.descriptors = settled(lambda: numbered(open_files(control), share.parent))
+    kill_worker(control)
+    outcome.descriptors = settled(lambda: kinds(open_files(control), run))
+    until(lambda: workers(control))

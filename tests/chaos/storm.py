@@ -3,9 +3,11 @@
 import hashlib
 import os
 import random
+import re
 import signal
 import threading
 import time
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,14 +19,17 @@ from tests.core.served import FIELDS, HEADER, RECORD
 
 #: Between two kills, seconds.
 LEAST, MOST = 0.02, 0.2
+#: Seconds after a kill in which an answer is still one of the worker that was killed: less than another takes to start.
+STALE = 0.002
 
 
 class Killer:
-    """Kills workers until there have been `kills`; then the file `stop` appears."""
+    """Kills workers as long as it is entered; calls `enough` once there have been `kills`."""
 
-    def __init__(self, workers: Callable[[], list[int]], kills: int, stop: Path, seed: int) -> None:
-        self.killed: list[int] = []
-        self._workers, self._kills, self._stop = workers, kills, stop
+    def __init__(self, workers: Callable[[], list[int]], kills: int, enough: Callable[[], object], seed: int) -> None:
+        #: When there was a kill, by time.monotonic.
+        self.moments: list[float] = []
+        self._workers, self._kills, self._enough = workers, kills, enough
         self._dice = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -38,21 +43,26 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        while len(self.killed) < self._kills and not self._over.wait(self._dice.uniform(LEAST, MOST)):
+        killed, told = 0, False
+        while not self._over.wait(self._dice.uniform(LEAST, MOST)):
             for pid in self._workers():
                 # One that was killed may still be there, on its way out.
-                if pid not in self.killed[-1:]:
+                if pid != killed:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                        self.killed.append(pid)
-        self._stop.touch()
+                        self.moments.append(time.monotonic())
+                        killed = pid
+            if not told and len(self.moments) >= self._kills:
+                self._enough()
+                told = True
 
 
 @dataclass
 class Outcome:
     """What a run has left."""
 
-    kills: int = 0
+    #: When a worker was killed, by time.monotonic.
+    kills: list[float] = field(default_factory=list)
     #: By part: the rounds it went, and the steps of all.
     rounds: dict[str, int] = field(default_factory=dict)
     steps: int = 0
@@ -63,16 +73,25 @@ class Outcome:
     #: Once the kernel has forgotten all it knew: (inodes, lookups held), the root apart, and the daemon's descriptors.
     known: tuple[int, int] = (0, 0)
     descriptors: list[str] = field(default_factory=list)
-    #: ms: of reads one after the other, the median, and the longest first.
-    ping: float = 0.0
-    pauses: list[float] = field(default_factory=list)
+    #: Reads one after the other: when each had its answer, by time.monotonic, and how long it took, ms.
+    reads: list[tuple[float, float]] = field(default_factory=list)
     log: str = ""
+    #: What the kernel of a guest has complained of.
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def hit(self) -> list[float]:
+        """How long the reads took that kills hit, ms: of each kill the first whose answer can't be from before."""
+        ends = [end for end, _ in self.reads]
+        indices = {bisect(ends, moment + STALE) for moment in self.kills}
+        return [self.reads[index][1] for index in indices if index < len(ends)]
 
     def differences(self, control: "Outcome") -> list[str]:
         """Sentences about what is not as in an undisturbed run."""
         pairs = [(path, self.tree.get(path), control.tree.get(path)) for path in self.tree.keys() | control.tree.keys()]
         pairs += [("inodes and lookups known in the end", self.known, control.known)]
         pairs += [("descriptors", self.descriptors, control.descriptors)]
+        pairs += [("complaints of the guest's kernel", self.complaints, control.complaints)]
         return sorted(f"{what}: {found} and not {wanted}" for what, found, wanted in pairs if found != wanted)
 
 
@@ -120,7 +139,6 @@ def settled(ask: Callable[[], Any]) -> Any:
     return last
 
 
-def numbered(descriptors: Mapping[int, str], share: Path) -> list[str]:
-    """What is open, without the numbers that differ from run to run."""
-    kinds = ("".join("#" if letter.isdigit() else letter for letter in what) for what in descriptors.values())
-    return sorted(kind.replace("".join("#" if c.isdigit() else c for c in str(share)), "SHARE") for kind in kinds)
+def kinds(descriptors: Mapping[int, str], run: str) -> list[str]:
+    """What is open, without the numbers and the name of the run, which differ from run to run."""
+    return sorted(re.sub(r"\d+", "#", what.replace(run, "RUN")) for what in descriptors.values())

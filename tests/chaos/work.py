@@ -108,6 +108,25 @@ def fsx(where: Path, dice: random.Random) -> int:
     return Exerciser(where / "file", dice).run(200)
 
 
+def large(where: Path, dice: random.Random) -> int:
+    """A file written and read in large pieces, by way of the cache and past it."""
+    pieces = [dice.randbytes(1 << 20) for _ in range(8)]
+    fd = os.open(where / "file", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    for number, piece in enumerate(pieces):
+        assert os.pwrite(fd, piece, number << 20) == len(piece)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    direct = os.open(where / "file", os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, 1 << 20)
+    for number, piece in enumerate(pieces):
+        assert os.preadv(direct, [buffer], number << 20) == len(piece)
+        assert buffer[:] == piece, f"MiB {number}, past the cache"
+        assert os.pread(fd, len(piece), number << 20) == piece, f"MiB {number}"
+    os.close(direct)
+    os.close(fd)
+    return 3 * len(pieces)
+
+
 def call(*command: str, cwd: Path) -> bytes:
     moment = {f"GIT_{who}_DATE": "1700000000 +0000" for who in ("AUTHOR", "COMMITTER")}
     fixed = {**os.environ, **moment, "HOME": str(cwd), "GIT_CONFIG_NOSYSTEM": "1"}
@@ -217,22 +236,24 @@ def names(where: Path, dice: random.Random) -> int:
 
 
 def ping(where: Path, stop: Path, pause: float) -> None:
-    """Reads that no cache answers, one after the other: prints how long each took, in ms, the longest first."""
+    """Reads that no cache answers, one after the other: prints when each was answered, s, and how long it took, ms."""
     (where / "ping").write_bytes(bytes(4096))
-    took = []
+    reads = []
     buffer = mmap.mmap(-1, 4096)
     fd = os.open(where / "ping", os.O_RDONLY | os.O_DIRECT)
     while not stop.exists():
         for _ in range(20):
-            begun = time.perf_counter()
+            begun = time.monotonic()
             assert os.preadv(fd, [buffer], 0) == 4096
-            took.append(1000 * (time.perf_counter() - begun))
+            ended = time.monotonic()
+            reads.append((round(ended, 5), round(1000 * (ended - begun), 3)))
             time.sleep(pause)
-    took.sort(reverse=True)
-    print(json.dumps({"pings": len(took), "median": took[len(took) // 2], "longest": took[:20000]}))
+    print(json.dumps({"reads": reads}))
 
 
-PARTS: dict[str, Callable[[Path, random.Random], int]] = {"fsx": fsx, "git": git, "tar": tar, "names": names}
+PARTS: dict[str, Callable[[Path, random.Random], int]] = {
+    "fsx": fsx, "large": large, "git": git, "tar": tar, "names": names,
+}  # fmt: skip
 #: Rounds whose trees are kept.
 KEPT = 3
 

@@ -53,6 +53,22 @@ def open_files(pid: int) -> dict[int, str]:
     return found
 
 
+def workers(control: int) -> list[int]:
+    """Those of a control process, by pid."""
+    # A worker has its name set first thing; what has another one is the check of the network namespace.
+    return [pid for pid in children(control) if name(pid) == "vfsd-worker"]
+
+
+def kill_worker(control: int) -> int:
+    """Kills the worker, which is waited for; returns its pid."""
+    while True:
+        pid: int = until(lambda: workers(control))[0]
+        # One that has just been told to leave may be gone before we get to it.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return pid
+
+
 class Daemon:
     """`vfsd` with these options, from its start to its end. Its log is in `log`.
 
@@ -98,8 +114,7 @@ class Daemon:
 
     @property
     def workers(self) -> list[int]:
-        # A worker has its name set first thing; what has another one is the check of the network namespace.
-        return [pid for pid in children(self.control) if name(pid) == "vfsd-worker"]
+        return workers(self.control)
 
     @property
     def worker(self) -> int:
@@ -108,12 +123,7 @@ class Daemon:
 
     def kill_worker(self) -> int:
         """Kills it; returns its pid."""
-        while True:
-            pid = self.worker
-            # One that has just been told to leave may be gone before we get to it.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return pid
+        return kill_worker(self.control)
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE)

@@ -15,7 +15,7 @@ KILLS = 30
 def test_nobody_notices(tmp_path: Path) -> None:
     stormy = on_the_host(tmp_path / "stormy", KILLS, 1)
     calm = on_the_host(tmp_path / "calm", 0, 1, stormy.rounds)
-    assert stormy.kills >= KILLS
+    assert len(stormy.kills) >= KILLS
     assert stormy.differences(calm) == []
     assert calm.known == (0, 0)
     assert stormy.log.count("was killed by SIGKILL; another one goes on") >= KILLS

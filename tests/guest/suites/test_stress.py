@@ -1,10 +1,10 @@
 """stress-ng's file-system stressors on the share, five minutes in all, and a guest kernel that has nothing to say."""
 
-import re
 import time
 
 import pytest
 
+from tests.guest.complaints import complaints, kernel_log
 from vfsd.guest.channel import Result
 from vfsd.guest.errors import TimeLimitError
 from vfsd.guest.guest import Guest
@@ -25,12 +25,6 @@ MORE = {"lockf": "--lockf-nonblock"}
 TOTAL = 300
 #: stress-ng(1): a stressor failed its verification, was killed, or ended early.
 FAILED = (2, 5, 6)
-#: What the guest's kernel says when something is wrong with it.
-COMPLAINT = re.compile(r"WARNING:|BUG:|Oops|blocked for more than|general protection fault|refcount_t:|corruption")
-
-
-def kernel_log(guest: Guest) -> list[str]:
-    return guest.run("dmesg", 30, cwd="/").check().text.splitlines()
 
 
 def stress(guest: Guest, name: str, seconds: int, directory: str) -> Result:
@@ -62,7 +56,7 @@ def test_stress(place: Place, control: str, scale: int) -> None:
             without.append(f"{name} ({result.status})")
     print(f"{len(stressors)} stressors of {seconds} s in {time.monotonic() - start:.0f} s; fail on ext4 too: {same}")
     print(f"not run (3: no resource, 4: not implemented): {without}")
-    complaints = [line for line in kernel_log(guest)[before:] if COMPLAINT.search(line)]
-    assert not complaints, "\n".join(complaints)
+    complained = complaints(guest, before)
+    assert not complained, "\n".join(complained)
     assert not worse, "\n\n".join(f"{name}: {text}" for name, text in worse.items())
     assert place.run("echo alive >after; cat after").text == "alive"

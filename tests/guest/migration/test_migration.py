@@ -114,7 +114,7 @@ def test_a_state_that_was_tampered_with(guest: Guest, share: Path) -> None:
 def test_a_file_that_is_not_found(guest: Guest, share: Path) -> None:
     """And a guest that is let go without it."""
     work = Work(guest, share)
-    script = "exec 5<>passing; echo content >&5; rm passing; while [ ! -e go ]; do sleep 0.1; done; cat <&5"
+    script = "exec 5<>passing; echo content >&5; rm passing; while [ ! -e go ]; do sleep 0.1; done; echo more >&5"
     guest.run(f"({script}; echo $? >status) >/dev/null 2>error &", 60).check()
     until(lambda: (share / "work").exists() and not (share / "passing").exists())
     with pytest.raises(GuestError) as caught:

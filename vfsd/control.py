@@ -26,6 +26,7 @@ from vfsd.sandbox import Share
 from vfsd.signals import Ended, Signals
 from vfsd.supervisor import Supervisor, Work
 from vfsd.upgrade import Attempt, Command
+from vfsd.window import FEATURES as WINDOW_FEATURES
 from vfsd.window import Window
 from vhost.arena import Arena, Maker
 from vhost.backend import Backend
@@ -34,7 +35,6 @@ from vhost.connection import Disconnected
 from vhost.device import Refused
 from vhost.inflight import inflight_arena
 from vhost.memory import table_arena
-from vhost.message import ProtocolFeature
 from vhost.protocol import RemoteProtocolError
 from vhost.resume import between_messages, resume, save
 from vhost.saved import Packed, Unpacked, field
@@ -49,10 +49,6 @@ GLANCE = 1.0
 #: Workers that may die at the rings of one that died, before these are given up: by their own doing, with nothing done
 #: and no request to blame.
 PARK_ATTEMPTS = 4
-
-
-#: What a front-end with a window has agreed to (vfsd/window.py asks for all of it).
-WINDOW_FEATURES = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG | ProtocolFeature.SHMEM
 
 
 class Control:
@@ -205,6 +201,7 @@ class Control:
         )
         # First, so that the front-end never waits for an answer while we wait for one of its.
         if backend.fileno() in readable:
+            supervisor.change()
             backend.handle()
             self._settled = False
         if self._transfer.running and self._transfer.pidfd in readable:
@@ -235,6 +232,7 @@ class Control:
         if supervisor.running and time.monotonic() >= self._glance:
             self._glance = time.monotonic() + GLANCE
             backend.check_rings()
+        supervisor.prepare()
 
     def _window_sources(self, backend: Backend) -> list[int]:
         """What the DAX window has to watch."""
@@ -281,10 +279,11 @@ class Control:
         """Seconds until there is something to do though nothing came."""
         if waiting:
             return max(0.0 if self._settled else SETTLED, self._supervisor.wait)
+        times = [self._supervisor.until_spare()]
         # Whatever came from one ring shows that memory is shared; until then, look.
         if self._supervisor.running and not any(ring.state.popped for ring in backend.vrings):
-            return max(0.0, self._glance - time.monotonic())
-        return None
+            times.append(max(0.0, self._glance - time.monotonic()))
+        return min((each for each in times if each is not None), default=None)
 
     def _start(self, backend: Backend) -> None:
         backend.memory.settle()
@@ -296,8 +295,8 @@ class Control:
             self._device,
             backend,
             self._window,
+            self._device.mapping,
             self._config.threads,
-            descriptors.room(len(self.own | backend.descriptors())),
             self._supervisor.stop_fd,
             self._broken,
             os.getpid(),
@@ -306,7 +305,9 @@ class Control:
         self._reported = {ring.index for ring in backend.vrings if ring.state.broken}
         self._supervisor.start(
             Work(
-                run=lambda: worker.run(spec),
+                run=worker.run,
+                spec=spec,
+                room=descriptors.room(len(self.own | backend.descriptors())),
                 progress=lambda: sum(ring.state.completed for ring in backend.vrings),
                 blame=lambda weight: blame(backend.vrings, backend.inflight, weight),
             )
@@ -380,7 +381,7 @@ class Control:
 
     def _sweep(self) -> None:
         """Closes what a worker left and nobody owns. Not while a message is served: what it brought is nobody's yet."""
-        owned = self.own | self._device.descriptors() | self._giver.descriptors()
+        owned = self.own | self._device.descriptors() | self._giver.descriptors() | self._supervisor.descriptors()
         if self._window:
             owned |= self._window.descriptors()
         if self._backend:

@@ -104,6 +104,10 @@ class FsDevice:
             return settings
         return settings._replace(window=self._window.worker_socket)
 
+    def scratch(self) -> Arenas:
+        """Arenas like ours, with nothing in them."""
+        return Arenas(*(Arena(arena.name, arena.size) for arena in self.arenas))
+
     def memo(self, ring: int) -> Any:
         """The struct memo * of the first head of a ring."""
         return self.arenas.memos.pointer(ffi, "struct memo *", ring * virtq.VIRTQ_MAX_SIZE * MEMO_SIZE)

@@ -1,6 +1,6 @@
 """The worker as the control process sees it: forked, stopped, found dead, replaced.
 
-Rule 1. At most one worker runs, and what it was forked with does not change in its life.
+Rule 1. At most one worker runs, and what it was forked with does not change in its life. Another one may wait.
 Rule 2. A worker that parked its rings and one that died leave the same state, but for what the death says against the
         requests that were in flight (vhost/blame.py).
 """
@@ -12,9 +12,10 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from vfsd.child import ends, fork
+from vfsd.spare import Spare
 from vhost.blame import OUTSIDE, OWN
 
 log = logging.getLogger("vfsd.control")
@@ -26,6 +27,8 @@ PATIENCE = 5.0
 DEADLINE = 30.0
 #: A worker that dies by its own doing is expected to live longer than this, seconds.
 SOON = 1.0
+#: How long a worker runs, and the front-end has been silent, until another one is forked in advance, seconds.
+EARLY, SILENCE = 0.02, 1.0
 #: What the kernel does to a process for what that does. SIGKILL comes from outside, unless memory was short.
 FAULTS = {
     signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
@@ -38,8 +41,12 @@ SHORT = 3
 class Work(NamedTuple):
     """What a worker is for."""
 
-    #: Its life.
-    run: Callable[[], NoReturn]
+    #: Its life (vfsd/worker.py, run).
+    run: Callable[[Any, Callable[[], int], bool], NoReturn]
+    #: What it is forked with.
+    spec: Any
+    #: Descriptors the guest may hold.
+    room: int
     #: How many requests workers have completed.
     progress: Callable[[], int]
     #: Told how much a death weighs (vhost/blame.py); whether it was clear whose fault it was.
@@ -68,6 +75,9 @@ class Supervisor:
         #: Deaths since a worker lived as long as it should.
         self._deaths = 0
         self._shortages = MemoryShortages(proc_fd)
+        self._spare = Spare()
+        #: When another worker is to be forked in advance.
+        self._spare_due = 0.0
 
     @property
     def running(self) -> bool:
@@ -79,19 +89,49 @@ class Supervisor:
         return max(0.0, self._started + self._delay - time.monotonic())
 
     def start(self, work: Work) -> None:
-        """Forks a worker."""
+        """Has a worker begin."""
         self._started = time.monotonic()
+        self._spare_due = max(self._spare_due, self._started + EARLY)
         self._work, self._before, self.futile = work, work.progress(), False
         try:
-            self.pid, self.pidfd = fork(work.run)
+            self.pid, self.pidfd = self._spare.take(work.spec, work.room) or fork(
+                lambda: work.run(work.spec, lambda: work.room, False)
+            )
         except OSError as error:
             self._back_off(PATIENCE)
             log.error("no worker can be started: %s; tried again in %g s", error.strerror, self._delay)
             return
         log.debug("worker %d started", self.pid)
 
+    def until_spare(self) -> float | None:
+        """Seconds until `prepare` has something to do; None: nothing."""
+        if not self.running or self._spare.there:
+            return None
+        return max(0.0, self._spare_due - time.monotonic())
+
+    def prepare(self) -> None:
+        """Forks the next worker in advance, if it is time to."""
+        work = self._work
+        if self.until_spare() != 0 or not work:
+            return
+        try:
+            self._spare.make(work.spec, lambda room: work.run(work.spec, room, True))
+        except OSError as error:
+            log.debug("no worker can be forked in advance: %s", error.strerror)
+            self._spare_due = time.monotonic() + PATIENCE
+
+    def change(self) -> None:
+        """To be called before anything is changed that a worker is forked with."""
+        self._spare.end()
+        self._spare_due = time.monotonic() + SILENCE
+
+    def descriptors(self) -> set[int]:
+        """Those that are not there for ever."""
+        return self._spare.descriptors()
+
     def stop(self) -> None:
         """Returns when no worker runs: it has parked its rings, or died, which the records of the rings tell."""
+        self.change()
         if not self.running:
             return
         os.eventfd_write(self.stop_fd, 1)
@@ -110,6 +150,7 @@ class Supervisor:
         os.close(self.pidfd)
         self.pidfd = -1
         self.left_strays = True
+        self._spare.end(unless_prepared=True)
         if status == 0:
             self._delay = 0.0
             return
@@ -123,6 +164,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """At once, and whatever it is doing."""
+        self._spare.end()
         if self.running:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             poll = select.poll()

@@ -29,12 +29,14 @@ from vfsd.padded import Padded
 from vfsd.placing import Placing
 from vhost.channel import BackendChannel
 from vhost.memory import GuestMemory
-from vhost.message import MemoryRegion
+from vhost.message import MemoryRegion, ProtocolFeature
 
 log = logging.getLogger("vfsd.window")
 
 #: The shared memory region of a virtio file-system device that is its window (virtio 1.3, section 5.11.5).
 REGION = 0
+#: What a front-end with a window has agreed to.
+FEATURES = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG | ProtocolFeature.SHMEM
 #: Bytes of the largest window that leaves QEMU's 512 memory slots enough for half as much again, and for memory: Linux
 #: maps ranges of 2 MiB. With more regions, QEMU ends itself where a device uses slots (hw/virtio/vhost-user.c,
 #: vhost_user_add_remove_regions).

@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +30,7 @@ from vfsd.device import MEMO_SIZE, FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
+from vfsd.settings import Settings
 from vfsd.supervisor import SHORT
 from vfsd.threads import begin
 from vfsd.window import Window
@@ -48,17 +49,18 @@ START_LIMIT = 10
 
 
 class Spec(NamedTuple):
-    """All that a worker is forked with."""
+    """All that a worker is forked with. Where two are equal, a worker forked with one may serve as the other's: the
+    front-end has said nothing in between."""
 
     share: Share
     device: FsDevice
     backend: Backend
     #: The DAX window, if there is one.
     window: Window | None
+    #: The front-end maps files into it.
+    mapping: bool
     #: Threads lent to each ring.
     threads: int
-    #: Descriptors the guest may hold.
-    room: int
     #: eventfd: readable when the rings are to be parked.
     stop: int
     #: eventfd: written when a ring was found broken.
@@ -72,12 +74,17 @@ class Ring(NamedTuple):
     queue: Any
 
 
-def run(spec: Spec) -> NoReturn:
-    """The worker's life, from the fork on."""
+def run(spec: Spec, room: Callable[[], int], spare: bool) -> NoReturn:
+    """The worker's life, from the fork on. `room` returns when it may begin, with how many descriptors the guest may
+    hold; a `spare` one prepares until then."""
     status = 1
     try:
         _settle(spec)
-        with _core(spec) as (core, parking):
+        if spare:
+            _rehearse(spec)
+        settings = _settings(spec, room())
+        _begin()
+        with _core(spec, settings) as (core, parking):
             _serve(spec, core, parking)
         status = 0
     except BaseException as error:
@@ -100,10 +107,8 @@ def _is_shortage(error: BaseException) -> bool:
 
 def _settle(spec: Spec) -> None:
     """Makes this process its own."""
-    settle(b"vfsd-worker")
+    settle(b"vfsd-spare")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # The default of its signal ends us: who hangs here is replaced. A thread that finds no memory may never report.
-    signal.alarm(START_LIMIT)
     if os.getppid() != spec.parent:
         os._exit(1)
     # What was inherited must not be collected: it may own descriptors.
@@ -111,17 +116,47 @@ def _settle(spec: Spec) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
 
 
+def _begin() -> None:
+    process.process_set_name(b"vfsd-worker")
+    # The default of its signal ends us: who hangs here is replaced. A thread that finds no memory may never report.
+    signal.alarm(START_LIMIT)
+
+
+def _rehearse(spec: Spec) -> None:
+    """Does what a worker does as it begins, on memory of its own. So the pages that this writes, which the fork has
+    left to be copied one by one, are copied before anybody waits for it."""
+    proc_fd = _descriptors(spec)
+    core = Core(_settings(spec, 1), spec.share.root_fd, proc_fd, spec.device.scratch())
+    parking = Parking(core)
+    pool = Pool()
+    open_door(core, pool, parking)
+    for thread in begin([("rehearsal", lambda: None)] * 2):
+        thread.join()
+    pool.start()
+    close_door(core)
+    core.close()
+    for fd in (parking.wake, proc_fd):
+        os.close(fd)
+
+
+def _descriptors(spec: Spec) -> int:
+    """A directory that names our descriptors."""
+    return os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
+
+
+def _settings(spec: Spec, room: int) -> Settings:
+    return spec.device.settings(max(vring.num for vring in spec.backend.runnable()), room)
+
+
 @contextmanager
-def _core(spec: Spec) -> Iterator[tuple[Core, Parking]]:
+def _core(spec: Spec, settings: Settings) -> Iterator[tuple[Core, Parking]]:
     """The file system, its door open."""
     # The current directory names our descriptors: Python's ops re-open an inode as str(fd).
-    proc_fd = os.open("self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spec.share.proc_fd)
+    proc_fd = _descriptors(spec)
     os.fchdir(proc_fd)
-    device = spec.device
-    settings = device.settings(max(vring.num for vring in spec.backend.runnable()), spec.room)
-    core = Core(settings, spec.share.root_fd, proc_fd, device.arenas)
+    core = Core(settings, spec.share.root_fd, proc_fd, spec.device.arenas)
     parking = Parking(core)
-    if spec.window and device.mapping:
+    if spec.window and spec.mapping:
         core.window = Asking(core, spec.window.worker_socket, spec.window.padded)
     open_door(core, None, parking)
     yield core, parking

@@ -117,6 +117,11 @@ class Daemon:
         return workers(self.control)
 
     @property
+    def spare(self) -> int:
+        """The pid of the worker that waits to be the next one, which is waited for."""
+        return until(lambda: [pid for pid in children(self.control) if name(pid) == "vfsd-spare"])[0]  # type: ignore[no-any-return]
+
+    @property
     def worker(self) -> int:
         """The pid of the worker, which is waited for."""
         return until(lambda: self.workers)[0]  # type: ignore[no-any-return]

@@ -188,6 +188,9 @@ def test_no_process_to_be_had(daemon: Daemon, processes: Group) -> None:
         client.getattr(ROOT)
         processes.add(daemon.control)
         for act in (lambda: client.lookup(ROOT, b"hello"), frontend.stop):
+            # Its four threads for what blocks, one a ring, and the main one: from here on it needs no more of them.
+            until(lambda: len(os.listdir(f"/proc/{daemon.worker}/task")) == 7)
+            os.kill(daemon.spare, signal.SIGKILL)
             before = daemon.log.count("no worker can be started")
             processes.limit(1)
             os.kill(daemon.control, signal.SIGSTOP)

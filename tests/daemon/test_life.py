@@ -72,10 +72,10 @@ def test_tells_what_it_has_served(start: Callable[..., Daemon], sandbox: str) ->
 def test_nothing_outlives_the_started_process(start: Callable[..., Daemon], sandbox: str) -> None:
     daemon = start(f"--sandbox={sandbox}")
     with guest(daemon):
-        control, worker = daemon.control, daemon.worker
+        pids = daemon.control, daemon.worker, daemon.spare
         daemon.process.kill()
         daemon.wait()
-        until(lambda: not os.path.exists(f"/proc/{control}") and not os.path.exists(f"/proc/{worker}"))
+        until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 @pytest.mark.parametrize("sandbox", ["none", "namespace"])

@@ -36,22 +36,28 @@ class Spare:
         """It waits, and has no descriptor but what `descriptors` tells."""
         return _readable(self._prepared)
 
+    @property
+    def unheard(self) -> bool:
+        """The one that was taken last has not heard yet that it is to go."""
+        return _readable(self._go)
+
     def make(self, spec: Any, life: Callable[[Callable[[], int]], NoReturn]) -> None:
-        """Forks one with `spec`. Its life is told what to call once it is prepared: that returns when it is to go, with
-        the `room` it was taken with. Raises OSError.
+        """Forks one with `spec`. Not while somebody lives who is `unheard`: both would listen. Its life is told what to
+        call once it is prepared: that returns when it is to go, with the `room` it was taken with. Raises OSError.
 
         Should it die before it is taken, nobody asks until then.
         """
-        # What one that was ended has not read.
-        for event in (self._prepared, self._go):
-            if _readable(event):
-                os.eventfd_read(event)
+        # What one that has ended has not read.
+        _clear(self._prepared)
+        _clear(self._go)
         self._spec = spec
         self.pid, self._pidfd = fork(lambda: life(self._wait))
 
     def take(self, spec: Any, room: int) -> tuple[int, int] | None:
         """Has it go: pid and pidfd are the caller's. `room` is how many descriptors the guest may hold, 1 or more. None
-        when there is none that is prepared and was forked with an equal `spec`. In any case there is none after it."""
+        when there is none that is prepared and was forked with an equal `spec`. In any case there is none after it.
+        Whoever was taken before has ended."""
+        _clear(self._go)
         if not self.there or not self.prepared or spec != self._spec or _readable(self._pidfd):
             self.end()
             return None
@@ -74,6 +80,11 @@ class Spare:
         os.eventfd_write(self._prepared, 1)
         select.select([self._go], [], [])
         return os.eventfd_read(self._go)
+
+
+def _clear(event: int) -> None:
+    if _readable(event):
+        os.eventfd_read(event)
 
 
 def _readable(fd: int) -> bool:

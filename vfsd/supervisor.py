@@ -114,6 +114,10 @@ class Supervisor:
         work = self._work
         if self.until_spare() != 0 or not work:
             return
+        if self._spare.unheard:
+            # The worker was stopped, or has had no processor yet.
+            self._spare_due = time.monotonic() + SILENCE
+            return
         try:
             self._spare.make(work.spec, lambda room: work.run(work.spec, room, True))
         except OSError as error:

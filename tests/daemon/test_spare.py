@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from tests.daemon.daemon import Daemon, guest, open_files, until
+from tests.daemon.daemon import Daemon, children, guest, open_files, until
 from tests.driver import Allocator
 from tests.frontend import MIB
 from tests.fuseclient import ROOT
 from vfsd.spare import Spare
+from vfsd.supervisor import EARLY
 
 
 def prepared(daemon: Daemon) -> int:
@@ -44,6 +45,22 @@ def test_one_that_has_died_is_not_missed(daemon: Daemon) -> None:
         assert client.lookup(ROOT, b"hello").attr.size == 9
         assert daemon.worker != spare != daemon.spare
         until(lambda: not os.path.exists(f"/proc/{spare}"))
+
+
+def test_one_that_is_late_goes_all_the_same(daemon: Daemon) -> None:
+    """It gets no processor while the next one is due, again and again; or has ended by then."""
+    with guest(daemon) as (_, client):
+        for number, killed in enumerate((False, True, False)):
+            client.getattr(ROOT)
+            spare = prepared(daemon)
+            os.kill(spare, signal.SIGSTOP)
+            daemon.kill_worker()
+            daemon.logged("another one goes on", 1 + number + (number == 2))
+            time.sleep(10 * EARLY)
+            assert len(children(daemon.control)) == 1
+            os.kill(spare, signal.SIGKILL if killed else signal.SIGCONT)
+            assert client.lookup(ROOT, b"hello").attr.size == 9
+            assert (daemon.worker == spare) != killed
 
 
 def test_what_the_front_end_changes_is_known_to_the_next(daemon: Daemon) -> None:

@@ -50,7 +50,7 @@ class Bridge:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        subprocess.run(["umount", "--lazy" if error else "--verbose", self.directory], stdout=subprocess.DEVNULL)
+        subprocess.run(["umount", *(["--lazy"] if error else []), self.directory])
         os.eventfd_write(self._over, 1)
         self._thread.join()
         os.close(self._device)

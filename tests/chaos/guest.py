@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tests.chaos.runs import ENDLESS, PARTS, WORK, look, work
 from tests.chaos.storm import Killer, Outcome, tree
-from tests.daemon.daemon import workers
 from tests.guest.complaints import complaints, kernel_log
 from vfsd.guest import Guest, Settings, Share
 
@@ -36,7 +35,7 @@ def in_a_guest(guest: Guest, index: int, kills: int, seed: int, rounds: Mapping[
         guest.request(f"touch {path}")
 
     stop, ended = Path(f"/tmp/stop{index}"), Path(f"/tmp/ended{index}")
-    killer = Killer(lambda: workers(control) if any(share.iterdir()) else [], kills, lambda: touch(stop), seed)
+    killer = Killer(control, share, kills, lambda: touch(stop), seed)
     began = clock(guest)
     with killer if kills else nullcontext():
         outcome = work(there, mount, seed, rounds, stop, ended, touch)

@@ -82,7 +82,7 @@ def on_the_host(
             with Bridge(frontend, mount) as bridge:
                 os.stat(mount)
                 stop, ended = place / "stop", place / "ended"
-                killer = Killer(lambda: daemon.workers if any(share.iterdir()) else [], kills, stop.touch, seed)
+                killer = Killer(daemon.control, share, kills, stop.touch, seed)
                 with killer if kills else nullcontext():
                     outcome = work(here, str(mount), seed, rounds, stop, ended, Path.touch)
                 outcome.kills = killer.moments

@@ -16,6 +16,7 @@ from stat import S_IFMT, S_ISREG
 from typing import Any
 
 from tests.core.served import FIELDS, HEADER, RECORD
+from tests.daemon.daemon import spares, workers
 
 #: Between two kills, seconds.
 LEAST, MOST = 0.02, 0.2
@@ -24,12 +25,13 @@ STALE = 0.002
 
 
 class Killer:
-    """Kills workers as long as it is entered; calls `enough` once there have been `kills`."""
+    """Kills workers as long as it is entered and there is something in `share`; calls `enough` once there have been
+    `kills`. One in four dies with the one that waits to be the next."""
 
-    def __init__(self, workers: Callable[[], list[int]], kills: int, enough: Callable[[], object], seed: int) -> None:
+    def __init__(self, control: int, share: Path, kills: int, enough: Callable[[], object], seed: int) -> None:
         #: When there was a kill, by time.monotonic.
         self.moments: list[float] = []
-        self._workers, self._kills, self._enough = workers, kills, enough
+        self._control, self._share, self._kills, self._enough = control, share, kills, enough
         self._dice = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -45,9 +47,13 @@ class Killer:
     def _run(self) -> None:
         killed, told = 0, False
         while not self._over.wait(self._dice.uniform(LEAST, MOST)):
-            for pid in self._workers():
+            if self._dice.random() < 0.25:
+                for pid in spares(self._control):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            for pid in workers(self._control):
                 # One that was killed may still be there, on its way out.
-                if pid != killed:
+                if pid != killed and any(self._share.iterdir()):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                         self.moments.append(time.monotonic())

@@ -59,6 +59,11 @@ def workers(control: int) -> list[int]:
     return [pid for pid in children(control) if name(pid) == "vfsd-worker"]
 
 
+def spares(control: int) -> list[int]:
+    """The worker that waits to be the next one, if it is there: its pid."""
+    return [pid for pid in children(control) if name(pid) == "vfsd-spare"]
+
+
 def kill_worker(control: int) -> int:
     """Kills the worker, which is waited for; returns its pid."""
     while True:
@@ -119,7 +124,7 @@ class Daemon:
     @property
     def spare(self) -> int:
         """The pid of the worker that waits to be the next one, which is waited for."""
-        return until(lambda: [pid for pid in children(self.control) if name(pid) == "vfsd-spare"])[0]  # type: ignore[no-any-return]
+        return until(lambda: spares(self.control))[0]  # type: ignore[no-any-return]
 
     @property
     def worker(self) -> int:

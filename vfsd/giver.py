@@ -110,7 +110,9 @@ class Giver:
     def work(self, readable: set[int], free: bool) -> None:
         """Goes on with an upgrade. `free`: the front-end's connection is between two messages. Raises HandedOver."""
         if self._leash and self._leash.fileno() in readable:
+            # What it brings was not watched yet, and a number in `readable` may be that of what was closed since.
             self._hear(self._leash)
+            return
         if not self._transfer:
             return
         try:

@@ -88,6 +88,25 @@ def test_a_signal_will_do(daemon: Daemon) -> None:
     assert daemon.wait() == 0
 
 
+def test_asked_for_when_the_worker_has_died(start: Callable[..., Daemon]) -> None:
+    """What it brings may get the number that a descriptor of the worker had a moment ago."""
+    daemon = start("--sandbox=namespace")
+    with guest(daemon) as (_, client):
+        control, worker = daemon.control, daemon.worker
+        os.kill(control, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+
+        def go_on() -> None:
+            until(lambda: len(children(daemon.process.pid)) == 2)
+            time.sleep(0.1)
+            os.kill(control, signal.SIGCONT)
+
+        todo = [go_on]
+        done = upgrade(daemon.socket_path, meanwhile=lambda: todo.pop()() if todo else time.sleep(0.01))
+        assert done.returncode == 0, daemon.log
+        assert client.lookup(ROOT, b"hello").attr.size == 9
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_signals_and_status_after_it(start: Callable[..., Daemon], mode: str) -> None:
     daemon = start(f"--sandbox={mode}")

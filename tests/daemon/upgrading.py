@@ -49,14 +49,24 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def upgrade(target: object, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vfsd", "--upgrade", str(target), *options],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+def upgrade(
+    target: object, *options: str, meanwhile: Callable[[], object] = lambda: time.sleep(0.01)
+) -> subprocess.CompletedProcess[str]:
+    """`meanwhile` is done again and again until it is over."""
+    command = [sys.executable, "-m", "vfsd", "--upgrade", str(target), *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    deadline = time.monotonic() + PATIENCE
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                meanwhile()
+            out, error = process.communicate(timeout=1)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 class Load:

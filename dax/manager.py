@@ -94,6 +94,19 @@ class Statistics:
     mapped: int  # bytes, now
 
 
+#: Those of a Manager's Counter.
+COUNTS = ("setups", "removals", "maps", "unmaps", "refusals")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a manager knows, but for those who wait."""
+
+    mappings: tuple[tuple[Mapping, bool], ...]  # and whether each is doubtful
+    due: tuple[Change, ...]  # to be done before anything else, for nobody
+    statistics: Statistics
+
+
 @dataclass(slots=True)
 class _Begun:
     """The change whose turn it is."""
@@ -197,6 +210,32 @@ class Manager:
         if self._begun:
             self._begun.token = None
 
+    def state(self) -> State:
+        """What another manager can go on from. Those who wait are to ask that one again. A step under way counts as
+        lost."""
+        found = {each.offset: (each, self.window.is_doubtful(each.offset)) for each in self.window.mappings}
+        steps = list(self._begun.steps) if self._begun else []
+        if sent := self._sent:
+            mapping = sent.mapping if isinstance(sent, Map) else self.window.at(sent.offset)
+            if mapping:
+                found[sent.offset] = mapping, True
+            if self._begun:
+                steps.insert(0, sent)
+        due = [*map(_change, steps), *(change for token, change in self._queue if token is None)]
+        return State(tuple(found.values()), tuple(due), self.statistics)
+
+    def restore(self, state: State) -> None:
+        """Goes on where another manager stood; in place of a fresh one only. Raises WindowError when no window can be
+        like that."""
+        for mapping, doubtful in state.mappings:
+            if self.window.setup(mapping) != [Map(mapping)]:
+                raise WindowError("mappings overlap")
+            (self.window.lost if doubtful else self.window.done)(Map(mapping))
+        for change in state.due:
+            self.ask(None, change)
+        self._count.update({name: getattr(state.statistics, name) for name in COUNTS})
+        self._highest = state.statistics.highest
+
     @property
     def mapping(self) -> Mapping | None:
         """What the step under way maps."""
@@ -212,17 +251,8 @@ class Manager:
 
     @property
     def statistics(self) -> Statistics:
-        count = self._count
-        return Statistics(
-            count["setups"],
-            count["removals"],
-            count["maps"],
-            count["unmaps"],
-            count["refusals"],
-            self._highest,
-            len(self.window),
-            self.window.mapped,
-        )
+        counted = {name: self._count[name] for name in COUNTS}
+        return Statistics(**counted, highest=self._highest, mappings=len(self.window), mapped=self.window.mapped)
 
     def _begin(self) -> _Begun | None:
         token, change = self._queue.popleft()
@@ -268,3 +298,8 @@ class Manager:
 
     def _steps(self) -> list[Step]:
         return [*([self._sent] if self._sent else []), *(self._begun.steps if self._begun else ())]
+
+
+def _change(step: Step) -> Change:
+    """What comes to this step when it is planned, or to what it takes if the one before it was lost."""
+    return Setup(step.mapping) if isinstance(step, Map) else Remove(((step.offset, step.length),))

@@ -2,8 +2,8 @@ import errno
 
 import pytest
 
-from dax.manager import Done, Drop, Empty, Fill, Manager, Remove, Setup, Statistics
-from dax.window import Map, Step, Window
+from dax.manager import Done, Drop, Empty, Fill, Manager, Remove, Setup, State, Statistics
+from dax.window import Map, Step, Unmap, Window, WindowError
 from tests.dax.test_window import RO, P, mapping, unmap
 
 
@@ -194,6 +194,57 @@ def test_statistics() -> None:
     made.ask(3, Drop(1))
     run(made)
     assert made.statistics == Statistics(3, 2, 4, 4, 1, 3, 0, 0)
+
+
+def restored(made: Manager) -> Manager:
+    """Another one that goes on where this one stands."""
+    other = Manager(Window(64 * P))
+    other.restore(made.state())
+    return other
+
+
+def test_another_manager_goes_on() -> None:
+    """Nothing is mapped anew, what nobody waits for is done, and who waits has to ask again."""
+    made = manager(0, 8, 16)
+    made.window.refused(unmap(8, 4))
+    for token, change in ((None, Drop(7)), (1, Empty()), (None, Fill(mapping(0, 1, 9)))):
+        made.ask(token, change)
+    other = restored(made)
+    assert other.window.mappings == made.window.mappings and other.statistics == made.statistics
+    assert [other.window.is_doubtful(page * P) for page in (0, 8, 16)] == [False, True, False]
+    assert run(other) == [] and other.finished() == []
+    assert other.statistics.removals == made.statistics.removals + 1
+
+
+@pytest.mark.parametrize("taken", range(4))
+def test_another_manager_ends_the_change_begun(taken: int) -> None:
+    """From any step on, without the answer to that one."""
+    made = manager(0)
+    made.ask(1, Setup(mapping(1, 1, 2)))
+    made.ask(None, Drop(5))
+    steps = [unmap(0, 4), Map(mapping(0, 1)), Map(mapping(2, 2, 1, 2)), Map(mapping(1, 1, 2))]
+    for step in steps[:taken]:
+        assert made.next() == step
+        made.answered(True)
+    under_way = made.next()
+    assert under_way == steps[taken]
+    other = restored(made)
+    assert other.files() == {1, 2}
+    again = [unmap(0, 4, True)] if isinstance(under_way, Unmap) else [_gone(under_way), under_way]
+    assert run(other) == [*again, *steps[taken + 1 :]]
+    assert other.window.mappings == (mapping(0, 1), mapping(1, 1, 2), mapping(2, 2, 1, 2))
+    assert not any(other.window.is_doubtful(page * P) for page in range(4))
+
+
+def _gone(step: Map) -> Step:
+    return Unmap(step.offset, step.length, tolerant=True)
+
+
+def test_no_manager_goes_on_from_nonsense() -> None:
+    none = Statistics(0, 0, 0, 0, 0, 0, 0, 0)
+    for pages in ([mapping(0, 4), mapping(3, 4)], [mapping(62, 4)], [mapping(0, 4), mapping(0, 4)]):
+        with pytest.raises(WindowError):
+            Manager(Window(64 * P)).restore(State(tuple((page, False) for page in pages), (), none))
 
 
 def test_answers_to_nothing_are_a_bug() -> None:

@@ -75,6 +75,7 @@ class Simulation:
         self.outcome: bool | None = None  # of sent, once the front-end looked at it
         self.missing: list[Step] = []  # maps refused in the change under way
         self.compared = 0
+        self.handed_over = 0  # with a step under way
 
     # The guest
 
@@ -238,12 +239,26 @@ class Simulation:
                 self.advance()
 
     def die(self) -> None:
-        """The worker ends: whoever asked is gone. The guest goes on, with what was begun and without the rest."""
+        """The worker ends: whoever asked is gone. The guest goes on, with what was begun and without the rest. Now and
+        then another manager does."""
         orphan = self.flush()
+        if self.random.random() < 0.5:
+            self.hand_over()
         self.finish_the_flushed()
         if orphan:
             self.expect(orphan, errno.EIO if self.missing else 0)
         self.compare()
+
+    def hand_over(self) -> None:
+        """Whether a step under way was taken, nobody says."""
+        if self.sent and self.outcome is None and self.random.random() < 0.5:
+            self.front_end.take(self.sent)
+        self.handed_over += bool(self.sent)
+        self.sent = self.outcome = None
+        state, self.manager = self.manager.state(), Manager(Window(SIZE, PAGE))
+        self.manager.restore(state)
+        again = self.manager.state()
+        assert (set(again.mappings), again.due) == (set(state.mappings), state.due)
 
     def flush(self) -> Change | None:
         """The change that has begun, if one has."""
@@ -265,13 +280,13 @@ class Simulation:
     def run(self, operations: int) -> None:
         for _ in range(operations):
             event = self.random.random()
-            if event < 0.97:
+            if event < 0.94:
                 self.ask(self.some_change())
                 for _ in range(self.random.choice((0, 3, 10, 40, 40))):
                     self.advance()
-            elif event < 0.98:
+            elif event < 0.95:
                 self.pause()
-            elif event < 0.99:
+            elif event < 0.96:
                 self.reset()
             else:
                 self.die()
@@ -287,5 +302,6 @@ def test_every_byte_is_as_the_guest_wants_it(seed: int) -> None:
     simulation = Simulation(seed)
     simulation.run(OPERATIONS)
     assert simulation.compared > OPERATIONS // 2
+    assert simulation.handed_over > OPERATIONS // 1000
     statistics = simulation.manager.statistics
     assert min(statistics.maps, statistics.unmaps, statistics.refusals) > OPERATIONS // 100

@@ -44,11 +44,12 @@ def ends(pidfd: int, timeout: float | None, interrupt: int, check: Callable[[], 
         check()
 
 
-def settle(name: bytes) -> None:
-    """Signals are for the control process (a terminal sends SIGINT to all of them), and this one ends with it. `name`
-    is what ps shows."""
+def settle(name: bytes, outlives: bool = False) -> None:
+    """Signals are for the control process (a terminal sends SIGINT to all of them), and this one ends with it, unless
+    it `outlives` the one that forked it. `name` is what ps shows."""
     signal.set_wakeup_fd(-1)
     for number in FORWARDED:
         signal.signal(number, signal.SIG_IGN)
     process.process_set_name(name)
-    process.process_set_death_signal(signal.SIGKILL)
+    if not outlives:
+        process.process_set_death_signal(signal.SIGKILL)

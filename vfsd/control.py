@@ -26,7 +26,6 @@ from vfsd.sandbox import Share
 from vfsd.signals import Ended, Signals
 from vfsd.supervisor import Supervisor, Work
 from vfsd.upgrade import Attempt, Command
-from vfsd.window import FEATURES as WINDOW_FEATURES
 from vfsd.window import Window
 from vhost.arena import Arena, Maker
 from vhost.backend import Backend
@@ -85,10 +84,6 @@ class Control:
         self._glance = 0.0
         #: The worker that is to start takes over where another was: nothing has changed.
         self._settled = False
-        #: It was said that this front-end has no window.
-        self._told = False
-        #: How often rings had been stopped when the last worker began.
-        self._stops = 0
         #: Readable when the process that opens files for the window has ended.
         self._padding = share.padded.pidfd if share.padded else -1
         descriptors.reserve()
@@ -125,12 +120,15 @@ class Control:
                 self._listener.refuse_others()
             # What it is to say it has said.
             self._settled = True
+        if self._window:
+            self._window.restore(field(state, "window", dict), unpacked)
 
     def _new_giver(self, leash: socket.socket | None) -> Giver:
         arenas = {arena.name: arena for arena in (*self._device.arenas, self._states, self._inflight)}
-        givings = Givings(self._share.root_fd, self._share.proc_fd, arenas, self._config.sandbox == "namespace")
-        refusal = "a daemon with a DAX window can't be upgraded yet" if self._window else ""
-        return Giver(leash, givings, self._estate, lambda: Attempt(*self._watching()), refusal)
+        share = self._share
+        padded = share.padded.parts if share.padded else ()
+        givings = Givings(share.root_fd, share.proc_fd, padded, arenas, self._config.sandbox == "namespace")
+        return Giver(leash, givings, self._estate, lambda: Attempt(*self._watching()))
 
     def _watching(self) -> Watching:
         assert self._command
@@ -141,7 +139,10 @@ class Control:
         self._supervisor.stop()
         self._suspend_window()
         packed = Packed()
-        state = {"front_end": save(self._backend, packed) if self._backend else {}}
+        state = {
+            "front_end": save(self._backend, packed) if self._backend else {},
+            "window": self._window.save(packed) if self._window else {},
+        }
         return Estate(state, sorted(self._device.descriptors()), packed.fds)
 
     def _accept(self) -> Backend:
@@ -161,8 +162,7 @@ class Control:
     def _serve(self, backend: Backend) -> int:
         """One front-end, until it leaves."""
         self._backend = backend
-        self._lost = self._told = False
-        self._stops = 0
+        self._lost = False
         status = 0
         try:
             while True:
@@ -237,31 +237,10 @@ class Control:
     def _window_sources(self, backend: Backend) -> list[int]:
         """What the DAX window has to watch."""
         sources = [backend.channel.fileno(), backend.channel.taken] if backend.channel else []
-        if self._window and self._supervisor.running:
+        # What is asked while the new program is ready, its own first worker asks again.
+        if self._window and self._supervisor.running and not self._giver.prepared:
             sources.append(self._window.fileno())
         return [*sources, self._padding]
-
-    def _resume_window(self, backend: Backend) -> None:
-        """A worker is about to start."""
-        window, stops = self._window, sum(ring.stops for ring in backend.vrings)
-        self._device.mapping = backend.protocol_features & WINDOW_FEATURES == WINDOW_FEATURES and bool(backend.channel)
-        if not window:
-            return
-        if self._device.mapping and backend.channel:
-            backend.channel.resume()
-            window.resume(backend.memory, paused=stops != self._stops)
-        else:
-            window.forget()
-            self._tell_no_window()
-        self._stops = stops
-
-    def _tell_no_window(self) -> None:
-        if not self._told:
-            self._told = True
-            log.warning(
-                "there is no DAX window: this front-end has no shared memory for it (QEMU 11.1 has, with "
-                "-device vhost-user-test-device-pci); the share works without"
-            )
 
     def _suspend_window(self) -> None:
         """No worker runs."""
@@ -287,7 +266,7 @@ class Control:
 
     def _start(self, backend: Backend) -> None:
         backend.memory.settle()
-        self._resume_window(backend)
+        self._device.mapping = self._window is not None and self._window.begin(backend)
         if lost := self._transfer.given.take_again():
             log.error("%d locks of the guest were lost to others while it was not moved after all", lost)
         spec = worker.Spec(

@@ -53,6 +53,8 @@ class Givings(NamedTuple):
 
     root_fd: int
     proc_fd: int
+    #: Padded.parts, or none.
+    padded: tuple[int, ...]
     arenas: Mapping[str, Arena]
     #: It lives in namespaces of its own.
     namespaces: bool
@@ -62,7 +64,7 @@ class Giver:
     """Upgrades of one control process, one at a time.
 
     `leash` leads to its launcher; None: there is none, and `begin` is told by a signal, with `attempt`. `estate` stops
-    the worker. `refusal` says why there can be no upgrade, if so.
+    the worker.
     """
 
     def __init__(
@@ -71,13 +73,12 @@ class Giver:
         givings: Givings,
         estate: Callable[[], Estate],
         attempt: Callable[[], Attempt],
-        refusal: str = "",
     ) -> None:
         self._leash, self._givings, self._estate, self._new_attempt = leash, givings, estate, attempt
-        self._refusal = refusal
         self._attempt: Attempt | None = None
         self._transfer: socket.socket | None = None
-        self._prepared = False
+        #: The new program is ready to take what it is given.
+        self.prepared = False
         self._deadline = 0.0
 
     def sources(self) -> list[int]:
@@ -108,7 +109,8 @@ class Giver:
         self._start(self._attempt.transfer)
 
     def work(self, readable: set[int], free: bool) -> None:
-        """Goes on with an upgrade. `free`: the front-end's connection is between two messages. Raises HandedOver."""
+        """Goes on with an upgrade. `free`: neither is the front-end's connection within a message nor does it owe an
+        answer. Raises HandedOver."""
         if self._leash and self._leash.fileno() in readable:
             # What it brings was not watched yet, and a number in `readable` may be that of what was closed since.
             self._hear(self._leash)
@@ -116,13 +118,15 @@ class Giver:
         if not self._transfer:
             return
         try:
-            if not self._prepared and self._transfer.fileno() in readable:
+            if self._transfer.fileno() in readable:
                 handover.expect(self._transfer, "prepared", 0)
-                self._prepared = True
-            if self._prepared and free:
+                self.prepared = True
+                log.debug("the new program is ready")
+            if self.prepared and free:
                 self._hand_over(self._transfer)
             elif time.monotonic() >= self._deadline:
-                raise HandoverError(f"the new program is not ready after {STARTING:g} s")
+                late = "the front-end still owes an answer" if self.prepared else "the new program is not ready"
+                raise HandoverError(f"{late} after {STARTING:g} s")
         except HandoverError as error:
             self._fail(str(error))
 
@@ -153,10 +157,8 @@ class Giver:
 
     def _start(self, transfer: socket.socket) -> None:
         log.info("an upgrade was asked for; the new program starts")
-        self._transfer, self._prepared, self._deadline = transfer, False, time.monotonic() + STARTING
+        self._transfer, self.prepared, self._deadline = transfer, False, time.monotonic() + STARTING
         try:
-            if self._refusal:
-                raise HandoverError(self._refusal)
             self._greet(transfer)
         except (HandoverError, OSError) as error:
             with contextlib.suppress(HandoverError):
@@ -165,12 +167,13 @@ class Giver:
 
     def _greet(self, transfer: socket.socket) -> None:
         givings = self._givings
-        fds = [givings.root_fd, givings.proc_fd, *(arena.fd for arena in givings.arenas.values())]
+        fds = [givings.root_fd, givings.proc_fd, *givings.padded, *(arena.fd for arena in givings.arenas.values())]
         opened: list[int] = []
         try:
             for name in NAMESPACES if givings.namespaces else ():
                 opened.append(os.open(f"self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=givings.proc_fd))
-            hello = {**legible.hello(), "arenas": [*givings.arenas], "namespaces": len(opened)}
+            counts = {"padded": len(givings.padded), "namespaces": len(opened)}
+            hello = {**legible.hello(), "arenas": [*givings.arenas], **counts}
             handover.send(transfer, "hello", hello, [*fds, *opened])
         finally:
             for fd in opened:
@@ -209,7 +212,7 @@ class Giver:
                 handover.send(self._leash, "failed", reason)
         if self._transfer:
             self._transfer.close()
-        self._transfer = None
+        self._transfer, self.prepared = None, False
 
 
 def _keep() -> NoReturn:

@@ -1,7 +1,8 @@
 """What one vfsd must know of another before it takes its state over.
 
-Rule 1. VERSION grows with every change of what is saved, or of what a record in an arena means. Where that leaves an
-        older version readable, it is added to READABLE, and what makes it so is written where it is read.
+Rule 1. VERSION grows with every change of what is saved, of what a record in an arena means, or of what is said to a
+        process that lives on (vfsd/padded.py). Where that leaves an older version readable, it is added to READABLE,
+        and what makes it so is written where it is read.
 """
 
 from typing import Any
@@ -12,8 +13,9 @@ from vfsd.information import VERSION as PROGRAM
 from vhost import _virtq
 from vhost.saved import StateError, field, number
 
-VERSION = 1
-READABLE = (1,)
+VERSION = 2
+#: In version 1 nothing belongs to a DAX window: a daemon that had one was not upgraded (vfsd/taker.py, _prepare).
+READABLE = (1, 2)
 
 
 def layout() -> dict[str, int]:

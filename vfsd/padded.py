@@ -10,6 +10,8 @@ Rule 2. A process of its own answers, for whoever opens waits for the answer. It
         and sees names and files that it can't reach by itself.
 Rule 3. It alone holds the device. When it ends, however it does, the mount ends: what was opened stays mapped, and who
         opens or looks at what was opened (fstat asks the process) gets an error, and waits for nobody.
+Rule 4. It ends when nobody holds the other end of its socket. It does not end with the control process that started it:
+        another one may have taken its place (vfsd/taker.py).
 """
 
 import errno
@@ -23,7 +25,7 @@ import signal
 import socket
 from contextlib import suppress
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from vfsd import capabilities
 from vfsd._fuse import ffi, lib
@@ -36,6 +38,8 @@ log = logging.getLogger("vfsd.padded")
 
 #: Bytes a file seems to have. Sums with any offset in a window stay below 2^63.
 SIZE = 1 << 62
+#: Bytes of the file that is always open.
+PROBE_SIZE = 4096
 #: Nanoseconds are not told: for ever, as far as an open file is concerned. Seconds.
 FOREVER = 1 << 40
 #: One read takes one request (fs/fuse/dev.c, fuse_dev_do_read: FUSE_MIN_READ_BUFFER, or max_write and two headers).
@@ -46,6 +50,8 @@ STACK_DEPTH = 2
 HEADER = ffi.sizeof("struct fuse_in_header")
 #: Sent in place of a file.
 FLUSH = b"flush"
+#: Descriptors that are all there is to a Padded.
+PARTS = 4
 
 
 class PaddedError(Exception):
@@ -75,7 +81,21 @@ class Padded:
         theirs.close()
         #: Readable when the process has ended.
         self.pidfd = pidfd[0] if pid > 0 else -1
+        #: An empty file, opened.
+        self.probe = -1
         self._check()
+
+    @classmethod
+    def of(cls, root: int, sock: int, pidfd: int, probe: int) -> Self:
+        """The `parts` of one that another process made."""
+        padded = cls.__new__(cls)
+        padded.root, padded._socket, padded.pidfd, padded.probe = root, socket.socket(fileno=sock), pidfd, probe
+        return padded
+
+    @property
+    def parts(self) -> tuple[int, int, int, int]:
+        """Descriptors."""
+        return self.root, self._socket.fileno(), self.pidfd, self.probe
 
     def open(self, fd: int) -> int:
         """Opens the regular file behind `fd` (read and write) without an end. Raises OSError, ENOTCONN when the
@@ -93,9 +113,12 @@ class Padded:
             self._socket.send(FLUSH, socket.MSG_DONTWAIT)
 
     def _check(self) -> None:
-        fd = os.memfd_create("vfsd-check", os.MFD_CLOEXEC)
+        fd = os.memfd_create("vfsd-probe", os.MFD_CLOEXEC)
         try:
+            os.ftruncate(fd, PROBE_SIZE)
+            # The first close of all tells the kernel that nobody wants to hear of one: from then on none waits for us.
             os.close(self.open(fd))
+            self.probe = self.open(fd)
         except OSError as error:
             self.close()
             raise PaddedError(
@@ -112,9 +135,11 @@ class Padded:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             os.close(self.pidfd)
+        if self.probe >= 0:
+            os.close(self.probe)
         os.close(self.root)
         self._socket.close()
-        self.root = self.pidfd = -1
+        self.root = self.pidfd = self.probe = -1
 
 
 def _run(device: int, files: socket.socket) -> NoReturn:
@@ -126,7 +151,7 @@ def _run(device: int, files: socket.socket) -> NoReturn:
         low, high = sorted((device, files.fileno()))
         for first, last in ((3, low), (low + 1, high), (high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])):
             os.closerange(first, last)
-        settle(b"vfsd-padded")
+        settle(b"vfsd-padded", outlives=True)
         keep = capabilities.mask("sys_admin")
         process.process_set_capabilities(keep, keep, 0)
         process.process_set_no_new_privs()

@@ -11,10 +11,12 @@ Rule 2. What is told while no worker runs may be of another boot of the guest: i
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dax.window import Mapping as Mapped
 from vhost.memory import GuestMemory
 from vhost.message import MemoryRegion
+from vhost.saved import StateError, number
 
 #: Added to a guest address for the front-end's address of it, which we don't know and which nothing here is named by.
 USER = 1 << 63
@@ -35,6 +37,24 @@ class Placing:
     def known(self) -> bool:
         return self._base is not None
 
+    def save(self) -> dict[str, Any]:
+        """Where the window lies. What is shown goes with the memory it is shown in."""
+        return {name: -1 if base is None else base for name, base in (("base", self._base), ("next", self._next))}
+
+    def restore(self, data: Any) -> None:
+        """Raises StateError."""
+        self._base, self._next = (self._restore(data, name) for name in ("base", "next"))
+
+    def _restore(self, data: Any, name: str) -> int | None:
+        base = number(data, name, -1)
+        if base >= 0 and not self._may_begin(base):
+            raise StateError(f"no window of {self._size} bytes lies at {base:#x}")
+        return base if base >= 0 else None
+
+    def _may_begin(self, base: int) -> bool:
+        """PCI has what it places lie at multiples of its size, and no machine has addresses of more than 52 bits."""
+        return base % self._size == 0 and base + self._size <= USER
+
     def learn(self, region: MemoryRegion, fd: int, mappings: Iterable[Mapped], running: bool) -> None:
         """The front-end tells of a mapping in the file `fd`: perhaps it is one of ours. `running`: a worker runs."""
         if running and self.known:
@@ -42,9 +62,7 @@ class Placing:
         for mapping in mappings:
             base = region.guest_addr - mapping.offset
             same_part = (mapping.file_offset, mapping.length) == (region.mmap_offset, region.size)
-            # PCI has what it places lie at multiples of its size, and no machine has addresses of more than 52 bits.
-            placeable = base % self._size == 0 and base + self._size <= USER
-            if same_part and placeable and _same_file(fd, self._files[mapping.file]):
+            if same_part and self._may_begin(base) and _same_file(fd, self._files[mapping.file]):
                 if running:
                     self._base = base
                 else:

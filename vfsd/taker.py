@@ -24,6 +24,7 @@ from vfsd.information import VERSION
 from vfsd.launcher import Namespaces, namespaces, take_ids
 from vfsd.listen import Listener
 from vfsd.log import report
+from vfsd.padded import PARTS, Padded
 from vhost.arena import Arena
 from vhost.saved import StateError, Unpacked, field, items, number
 
@@ -105,7 +106,12 @@ def _prepare(
     config: Config, spaces: Namespaces, leash: socket.socket, listener: Listener, hello: handover.Note
 ) -> Control:
     """A control process as after a start, but on the arenas of the other one."""
-    root_fd, proc_fd, *fds = hello.fds
+    # Version 1 has none, and does not say so.
+    parts = number(hello.data, "padded", 0, PARTS) if "padded" in hello.data else 0
+    (root_fd, proc_fd), given, fds = hello.fds[:2], hello.fds[2 : 2 + parts], hello.fds[2 + parts :]
+    if parts not in (0, PARTS):
+        raise StateError(f"what opens files for the DAX window has {parts} parts")
+    padded = Padded.of(*given) if given else None
     arenas = dict(zip(items(hello.data, "arenas", 16), fds, strict=False))
 
     def find(name: str, size: int) -> Arena:
@@ -118,7 +124,7 @@ def _prepare(
         os.chroot(".")
     os.chdir("/")
     take_ids(spaces)
-    share = sandbox.share(config, spaces, root_fd, proc_fd)
+    share = sandbox.share(config, spaces, root_fd, proc_fd, padded)
     return Control(config, listener, share, leash, find)
 
 

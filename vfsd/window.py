@@ -1,7 +1,8 @@
 """The DAX window as the control process keeps it: between workers that ask, dax.Manager that knows what is mapped, and
 the back-end channel through which the front-end maps.
 
-Rule 1. The window outlives workers. What a dead one asked for is begun or it is not; its next one asks again.
+Rule 1. The window outlives workers, and programs (vfsd/taker.py). What a dead worker asked for is begun or it is not;
+        the next one asks again.
 Rule 2. Nothing is sent while no worker runs: QEMU crashes over a mapping that comes while the device is stopped.
 Rule 3. QEMU accepts a mapping before it is in force (it answers first, and commits its memory map then): what the guest
         stored meanwhile would be lost, about one write in a thousand. It does one request at a time, so a mapping is
@@ -19,17 +20,21 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 from dax.manager import Change, Drop, Empty, Fill, Manager, Remove, Setup
 from dax.policy import Churn
 from dax.window import Map, Mapping, Range, Step
 from dax.window import Window as Ranges
+from vfsd import window_state
 from vfsd._fuse import ffi, lib
-from vfsd.padded import Padded
+from vfsd.padded import PROBE_SIZE, Padded
 from vfsd.placing import Placing
+from vhost.backend import Backend
 from vhost.channel import BackendChannel
 from vhost.memory import GuestMemory
 from vhost.message import MemoryRegion, ProtocolFeature
+from vhost.saved import Packed, StateError, Unpacked, field, items, number, rows
 
 log = logging.getLogger("vfsd.window")
 
@@ -41,9 +46,10 @@ FEATURES = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG | ProtocolFeatur
 #: maps ranges of 2 MiB. With more regions, QEMU ends itself where a device uses slots (hw/virtio/vhost-user.c,
 #: vhost_user_add_remove_regions).
 SLOTS_SIZE = 512 << 20
-#: The number of the file that is mapped for a moment so that the front-end tells where the window lies, and its bytes.
+#: The number of the file that is mapped for a moment so that the front-end tells where the window lies.
 PROBE = 0
-PROBE_SIZE = 4096
+#: Nodeids at most (vfsd/device.py, INODES_SIZE).
+NODEIDS_MAX = 1 << 24
 QUESTION = ffi.sizeof("struct window_question")
 #: Bytes of a question at most: one, and all the ranges that a request can hold (vfsd/fuse/internal.h, REQUEST_MAX).
 QUESTION_MAX = QUESTION + (1 << 17)
@@ -61,10 +67,14 @@ class Window:
         self._files: dict[int, int] = {}
         self._asked: dict[int, int] = {}
         self._count = count(1)
-        self._probe = self._open_probe()
-        self._probed = False
         self._memory: GuestMemory | None = None
         self._running = False
+        #: The front-end was asked where the window lies.
+        self._probed = False
+        #: It was said that the front-end has none.
+        self._told = False
+        #: How often rings had been stopped when the last worker began.
+        self._stops = 0
         self._reset()
 
     @property
@@ -99,6 +109,28 @@ class Window:
         if not known:
             self._touched.update(mapping.offset for mapping in mappings)
 
+    def begin(self, backend: Backend) -> bool:
+        """A worker is about to start. Returns whether there is a window for it: the front-end may have none."""
+        stops = sum(ring.stops for ring in backend.vrings)
+        channel = backend.channel
+        has_one = backend.protocol_features & FEATURES == FEATURES and channel is not None
+        if channel and has_one:
+            channel.resume()
+            self.resume(backend.memory, paused=stops != self._stops)
+        else:
+            self.forget()
+            self._tell_none()
+        self._stops = stops
+        return has_one
+
+    def _tell_none(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "there is no DAX window: this front-end has no shared memory for it (QEMU 11.1 has, with "
+                "-device vhost-user-test-device-pci); the share works without"
+            )
+
     def resume(self, memory: GuestMemory, paused: bool) -> None:
         """A worker starts on `memory`. `paused`: rings were stopped meanwhile; a reset of the guest looks like that,
         too."""
@@ -109,7 +141,7 @@ class Window:
         # At a boot no other device has mapped anything: its mapping could be the only one that is told.
         if (paused or not self._probed) and not self._placing.known:
             self._probed = True
-            self._keep(PROBE, os.dup(self._probe))
+            self._keep(PROBE, os.dup(self.padded.probe))
             self._manager.ask(None, Fill(Mapping(0, PROBE_SIZE, PROBE, 0, writable=True)))
             self._manager.ask(None, Drop(PROBE))
         self._manager.resume()
@@ -129,6 +161,46 @@ class Window:
             while self._theirs.recv(QUESTION_MAX):
                 pass
         self._close_unused()
+
+    def save(self, packed: Packed) -> dict[str, Any]:
+        """All that another process needs to go on (vfsd/taker.py), while suspended. How near files are to thrashing is
+        not part of it."""
+        return {
+            "size": self.size,
+            "manager": window_state.save(self._manager),
+            "files": [{"file": file, "fd": packed.put(fd)} for file, fd in self._files.items()],
+            "numbers": [*self._numbers.items()],
+            "next": next(self._count),
+            "thrashing": [[nodeid] for nodeid in self._thrashing],
+            "placing": self._placing.save(),
+            "probed": self._probed,
+            "stops": self._stops,
+            "told": self._told,
+        }
+
+    def restore(self, data: Any, unpacked: Unpacked) -> None:
+        """Goes on with what was saved. To the front-end nothing has happened: what was sure still is. Raises
+        StateError."""
+        if number(data, "size") != self.size:
+            raise StateError(f"its DAX window has {data['size']} bytes, and this one's {self.size}")
+        window_state.restore(self._manager, field(data, "manager", dict))
+        for saved in items(data, "files", 2 * self.size // self._manager.window.page):
+            file, fd = number(saved, "file"), unpacked.take(saved, "fd")
+            if fd < 0 or file in self._files:
+                raise StateError("a mapped file is not there, or twice")
+            self._files[file] = fd
+        if missing := self._manager.files() - self._files.keys():
+            raise StateError(f"{len(missing)} mapped files did not come along")
+        for nodeid, file in rows(data, "numbers", NODEIDS_MAX, 2):
+            self._numbers[nodeid] = file
+        coming = number(data, "next", 1)
+        if any(file >= coming for file in (*self._files, *self._numbers.values())):
+            raise StateError("a file has a number that another one will have")
+        self._count = count(coming)
+        self._thrashing.update(nodeid for (nodeid,) in rows(data, "thrashing", NODEIDS_MAX, 1))
+        self._placing.restore(field(data, "placing", dict))
+        self._probed, self._told = field(data, "probed", bool), field(data, "told", bool)
+        self._stops = number(data, "stops")
 
     def forget(self) -> None:
         """The guest is served without a window from now on: what nodeids it maps is not followed any more."""
@@ -155,17 +227,10 @@ class Window:
         self._numbers.clear()
         self._asked.clear()
         self._placing = Placing(self.size, self._files)
-        self._probed = False
+        self._probed = self._told = False
+        self._stops = 0
         #: Offsets at which something was mapped or unmapped.
         self._touched: set[int] = set()
-
-    def _open_probe(self) -> int:
-        fd = os.memfd_create("vfsd-probe", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, PROBE_SIZE)
-            return self.padded.open(fd)
-        finally:
-            os.close(fd)
 
     def _messages(self) -> Iterator[bytes]:
         """What workers have sent."""
@@ -178,19 +243,19 @@ class Window:
         change: Change
         match question.kind:
             case lib.WINDOW_SETUP:
-                number = self._numbers.setdefault(question.nodeid, next(self._count))
-                self._keep(number, question.fd)
+                file = self._numbers.setdefault(question.nodeid, next(self._count))
+                self._keep(file, question.fd)
                 # Writable in any case: QEMU knows no other, and then an upgrade is no step.
-                change = Setup(Mapping(question.offset, question.length, number, question.file_offset, writable=True))
+                change = Setup(Mapping(question.offset, question.length, file, question.file_offset, writable=True))
                 self._note(change, question.nodeid)
             case lib.WINDOW_REMOVE:
                 ones = ffi.from_buffer("struct fuse_removemapping_one[]", message[QUESTION:])
                 change = Remove(tuple((one.moffset, one.len) for one in ones))
                 self._note_removed(change.ranges)
             case lib.WINDOW_FORGET:
-                number = self._numbers.pop(question.nodeid, 0)
-                change = Drop(number)
-                self._churn.forget(number)
+                file = self._numbers.pop(question.nodeid, 0)
+                change = Drop(file)
+                self._churn.forget(file)
                 self._thrashing.discard(question.nodeid)
             case _:
                 change = Empty()
@@ -215,11 +280,11 @@ class Window:
             for mapping in self._manager.window.overlapping(offset, length):
                 self._churn.note_removed(mapping.file, mapping.file_offset)
 
-    def _keep(self, number: int, fd: int) -> None:
-        if number in self._files:
+    def _keep(self, file: int, fd: int) -> None:
+        if file in self._files:
             os.close(fd)
         else:
-            self._files[number] = fd
+            self._files[file] = fd
 
     def _go_on(self, channel: BackendChannel | None) -> None:
         """Sends the next step, and the answers that are due."""
@@ -274,5 +339,5 @@ class Window:
 
     def _close_unused(self) -> None:
         used = self._manager.files()
-        for number in self._files.keys() - used:
-            os.close(self._files.pop(number))
+        for file in self._files.keys() - used:
+            os.close(self._files.pop(file))

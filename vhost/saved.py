@@ -72,3 +72,8 @@ def items(data: Any, name: str, most: int) -> list[Any]:
     if len(values) > most:
         raise StateError(f"{name} has {len(values)} items, more than {most}")
     return values
+
+
+def rows(data: Any, name: str, most: int, width: int) -> list[list[int]]:
+    """A list of at most so many rows, each of `width` numbers from 0 to 2^64 - 1."""
+    return [numbers({name: row}, name, width) for row in items(data, name, most)]

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.daemon import Daemon
+from tests.daemon.windowed import Guest, Model
+from tests.shmem import PAGE
 
 
 @pytest.fixture
@@ -48,3 +50,20 @@ def daemons(tmp_path: Path, share: Path) -> Iterator[Callable[..., Daemon]]:
 def daemon(start: Callable[..., Daemon]) -> Daemon:
     """A daemon without a sandbox."""
     return start("--sandbox=none")
+
+
+@pytest.fixture
+def vm(windowed: Daemon) -> Iterator[Guest]:
+    """A guest on a daemon with a window, `windowed`."""
+    vm = Guest(windowed)
+    yield vm
+    vm.close()
+    assert not vm.fe.late, "something was asked of a front-end whose device is stopped"
+
+
+@pytest.fixture
+def model(vm: Guest, share: Path) -> Model:
+    """With one file of ten and a half pages, `a`."""
+    model = Model(vm, share, 1)
+    model.add("a", 10 * PAGE + PAGE // 2)
+    return model

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,21 +49,6 @@ def begin(start: Callable[..., Daemon]) -> Callable[..., Daemon]:
 @pytest.fixture
 def windowed(begin: Callable[..., Daemon]) -> Daemon:
     return begin("--sandbox=none")
-
-
-@pytest.fixture
-def vm(windowed: Daemon) -> Iterator[Guest]:
-    vm = Guest(windowed)
-    yield vm
-    vm.close()
-
-
-@pytest.fixture
-def model(vm: Guest, share: Path) -> Model:
-    """With one file of ten and a half pages, `a`."""
-    model = Model(vm, share, 1)
-    model.add("a", 10 * PAGE + PAGE // 2)
-    return model
 
 
 def unused(path: Path) -> bool:

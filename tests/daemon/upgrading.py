@@ -49,6 +49,17 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def dies_when_given(tree: Path) -> None:
+    """A build that ends when it has the state, and has not looked at it."""
+    replace(tree / "vfsd/taker.py", "    control.resume(saved", "    os._exit(9)\n    control.resume(saved")
+
+
+def dies_when_ready(tree: Path) -> None:
+    """A build that ends when it is to serve, and has not said that it does."""
+    line = '    lib.process_set_death_signal(signal.SIGKILL)\n    handover.send(transfer, "serving")'
+    replace(tree / "vfsd/taker.py", line, f"    os._exit(9)\n{line}")
+
+
 def upgrade(
     target: object, *options: str, meanwhile: Callable[[], object] = lambda: time.sleep(0.01)
 ) -> subprocess.CompletedProcess[str]:

@@ -31,3 +31,4 @@ def worker() -> Iterator[Worker]:
     yield worker
     worker.window.clear()
     assert worker.files() == []
+    worker.padded.close()

@@ -79,12 +79,16 @@ class Memory:
 class Padded:
     def __init__(self) -> None:
         self.flushed = 0
+        self.probe = os.memfd_create("vfsd-probe", os.MFD_CLOEXEC)
 
     def open(self, fd: int) -> int:
         return os.dup(fd)
 
     def flush(self) -> None:
         self.flushed += 1
+
+    def close(self) -> None:
+        os.close(self.probe)
 
 
 class Worker:

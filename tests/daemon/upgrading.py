@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from tests.daemon.daemon import REPOSITORY, Daemon, guest
+from tests.daemon.windowed import Guest
 from tests.frontend import FrontEnd
 from tests.fuseclient import ROOT, FuseClient
+from tests.shmem import Window
 from vfsd._fuse import lib
 
 #: Seconds: the new program has 30 to start.
@@ -155,16 +157,60 @@ class Load:
         self.client.lookup(ROOT, name, expect=2)
 
 
+class MappedLoad(Load):
+    """One that also maps what it has made into its part of the window, at `start`, and reads and stores there."""
+
+    def __init__(self, client: FuseClient, number: int, window: Window, start: int, length: int) -> None:
+        super().__init__(client, number)
+        self._window, self._places = window, range(start, start + length - 3 * PAGE, PAGE)
+
+    def _check(self, name: bytes = b"") -> None:
+        name = name or self.random.choice([*self._files])
+        nodeid, data = self.client.lookup(ROOT, name).nodeid, self._files[name]
+        offset, at = self.random.choice(self._places), self.random.randrange(len(data))
+        self.client.setupmapping(nodeid, 0, len(data), offset)
+        assert self._window.read(offset, len(data)) == data
+        self._window.write(offset + at, b"!")
+        data = self._files[name] = data[:at] + b"!" + data[at + 1 :]
+        if self.random.random() < 0.5:
+            self.client.removemapping((offset + PAGE, PAGE))
+            assert self._window.read(offset, len(data)) == data[:PAGE] + bytes(PAGE) + data[2 * PAGE :]
+        super()._check(name)
+
+
 @contextmanager
 def loaded(daemon: Daemon, queues: int = 2) -> Iterator[tuple[FrontEnd, FuseClient, list[Load]]]:
     """A guest on so many request queues, the last two of which are at work."""
     with guest(daemon, init=False, queues=1 + 1 + queues) as (frontend, client):
         client.init(flags=lib.FUSE_POSIX_LOCKS)
         loads = [Load(_client(frontend, 2 + number, client), number) for number in range(queues)]
-        with ExitStack() as stack:
-            for load in loads:
-                stack.enter_context(load)
+        with working(loads):
             yield frontend, client, loads
+
+
+@contextmanager
+def mapping(daemon: Daemon, queues: int = 2) -> Iterator[tuple[FrontEnd, FuseClient, list[Load]]]:
+    """The same on a daemon with a DAX window."""
+    guest = Guest(daemon, queues=1 + 1 + queues)
+    try:
+        window = guest.fe.window[0]
+        part = window.size // queues
+        clients = [_client(guest.fe, 2 + number, guest.client) for number in range(queues)]
+        loads: list[Load] = [
+            MappedLoad(client, number, window, number * part, part) for number, client in enumerate(clients)
+        ]
+        with working(loads):
+            yield guest.fe, guest.client, loads
+    finally:
+        guest.close()
+
+
+@contextmanager
+def working(loads: list[Load]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for load in loads:
+            stack.enter_context(load)
+        yield
 
 
 def _client(frontend: FrontEnd, queue: int, of: FuseClient) -> FuseClient:

@@ -29,6 +29,9 @@ DEADLINE = 30.0
 SOON = 1.0
 #: How long a worker runs, and the front-end has been silent, until another one is forked in advance, seconds.
 EARLY, SILENCE = 0.02, 1.0
+#: How many of these may end before they are prepared until a worker ends: only then what they had opened, a dozen
+#: descriptors and some memory each, is swept.
+VAIN = 8
 #: What the kernel does to a process for what that does. SIGKILL comes from outside, unless memory was short.
 FAULTS = {
     signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
@@ -78,6 +81,8 @@ class Supervisor:
         self._spare = Spare()
         #: When another worker is to be forked in advance.
         self._spare_due = 0.0
+        #: How many were in vain since the last sweep.
+        self._vain = 0
 
     @property
     def running(self) -> bool:
@@ -105,7 +110,7 @@ class Supervisor:
 
     def until_spare(self) -> float | None:
         """Seconds until `prepare` has something to do; None: nothing."""
-        if not self.running or self._spare.there:
+        if not self.running or self._spare.there or self._vain >= VAIN:
             return None
         return max(0.0, self._spare_due - time.monotonic())
 
@@ -126,6 +131,7 @@ class Supervisor:
 
     def change(self) -> None:
         """To be called before anything is changed that a worker is forked with."""
+        self._vain += self._spare.there and not self._spare.prepared
         self._spare.end()
         self._spare_due = time.monotonic() + SILENCE
 
@@ -154,6 +160,7 @@ class Supervisor:
         os.close(self.pidfd)
         self.pidfd = -1
         self.left_strays = True
+        self._vain = 0
         self._spare.end(unless_prepared=True)
         if status == 0:
             self._delay = 0.0

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
+
 from tests.daemon.daemon import Daemon, children, guest, open_files, until
 from tests.driver import Allocator
 from tests.frontend import MIB
 from tests.fuseclient import ROOT
+from vfsd import supervisor
 from vfsd.spare import Spare
-from vfsd.supervisor import EARLY
+from vfsd.supervisor import EARLY, Supervisor, Work
 
 
 def prepared(daemon: Daemon) -> int:
@@ -85,6 +88,33 @@ def test_leaves_no_descriptor(daemon: Daemon) -> None:
             prepared(daemon)
             counts.append(len(open_files(daemon.control)))
         assert len(set(counts)) == 1
+
+
+def test_those_in_vain_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they had opened is not swept before a worker has ended."""
+
+    def life(spec: bool, room: Callable[[], int], spare: bool) -> NoReturn:
+        if spec and spare:
+            room()
+        time.sleep(1000)
+        raise AssertionError
+
+    for wait in ("EARLY", "SILENCE"):
+        monkeypatch.setattr(supervisor, wait, 0.0)
+    owner = Supervisor(os.eventfd(0), lambda: None, os.open("/proc", os.O_RDONLY))
+    try:
+        for prepares in (False, True, False):
+            owner.start(Work(life, prepares, 1, lambda: 0, lambda weight: True))
+            for _ in range(supervisor.VAIN):
+                assert owner.until_spare() == 0
+                owner.prepare()
+                until(lambda prepares=prepares: owner._spare.prepared == prepares)
+                owner.change()
+            assert owner.until_spare() == (0 if prepares else None)
+            os.kill(owner.pid, signal.SIGKILL)
+            owner.collect()
+    finally:
+        owner.kill()
 
 
 def test_one_that_is_not_prepared_does_not_go() -> None:

@@ -1,6 +1,7 @@
 """A real daemon as a child process, and a guest on it: front-end, rings and FUSE client of this test suite."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -142,6 +143,13 @@ class Daemon:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(str(self.socket_path))
         return connection
+
+
+def prepared(daemon: Daemon) -> int:
+    """The pid of the spare, once it waits: it polls, and has no descriptor of its own."""
+    spare = daemon.spare
+    until(lambda: re.search("select|poll", Path(f"/proc/{spare}/wchan").read_text()))
+    return spare
 
 
 @contextmanager

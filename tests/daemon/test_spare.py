@@ -1,29 +1,20 @@
 """The worker that waits to be the next one (vfsd/spare.py)."""
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.daemon.daemon import Daemon, children, guest, open_files, until
+from tests.daemon.daemon import Daemon, children, guest, open_files, prepared, until
 from tests.driver import Allocator
 from tests.frontend import MIB
 from tests.fuseclient import ROOT
 from vfsd import supervisor
 from vfsd.spare import Spare
 from vfsd.supervisor import EARLY, Supervisor, Work
-
-
-def prepared(daemon: Daemon) -> int:
-    """The pid of the spare, once it waits: it polls."""
-    spare = daemon.spare
-    until(lambda: re.search("select|poll", Path(f"/proc/{spare}/wchan").read_text()))
-    return spare
 
 
 def test_is_the_next_worker(daemon: Daemon) -> None:

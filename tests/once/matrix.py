@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.daemon.daemon import Daemon, guest, until
+from tests.daemon.daemon import Daemon, guest, prepared, until
 from tests.fuseclient import ROOT, FuseClient
 from tests.once.cases import Case, Place
 from tests.once.tracer import Stop, Tracer
@@ -103,7 +103,7 @@ class Matrix:
         entry = self._client.lookup(ROOT, path.name.encode())
         place = Place(path, entry.nodeid, self._client, self._owner)
         place.own()
-        before = Records(self._daemon.control)
+        before = self._records()
         case.prepare(place)
         try:
             reply = run(lambda: case.request(place))
@@ -115,7 +115,7 @@ class Matrix:
         known = names(path)
         # Answered by a worker that has served all that was in flight.
         self._client.statfs()
-        after = Records(self._daemon.control)
+        after = self._records()
         view = {
             "tree": tree(path),
             "locks": host_locks(known),
@@ -124,6 +124,11 @@ class Matrix:
         }
         self._clean(path)
         return view
+
+    def _records(self) -> Records:
+        """When the next worker, which rehearses on descriptors of its own, has closed them."""
+        prepared(self._daemon)
+        return Records(self._daemon.control)
 
     def _clean(self, path: Path) -> None:
         self._client.init(**INIT)

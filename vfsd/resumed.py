@@ -5,7 +5,7 @@ import os
 import socket
 from functools import partial
 
-from vfsd import handover
+from vfsd import descriptors, handover
 from vfsd.config import parse
 from vfsd.launcher import Watching, watch
 from vfsd.listen import Listener
@@ -21,6 +21,8 @@ def resumed(fd: int, arguments: list[str]) -> int:
     # Whoever started us may have had thousands of descriptors: a low number is one no guest has (vfsd/descriptors.py).
     sock = socket.socket(fileno=os.dup(fd))
     os.close(fd)
+    # Nor does anybody need what was left open for whoever was started first.
+    descriptors.sweep({sock.fileno(), *range(descriptors.PLACES)})
     return status_of(log, partial(_resume, sock, arguments))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_no_descriptor_is_lost_or_left(start: Callable[..., Daemon], share: Path
             counts.append(len(open_files(control)))
             assert len(open_files(daemon.process.pid)) < 16, "the launcher holds nothing of the guest's"
             assert number == 0 or counts[-1] == counts[-2]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_starter_left_open(start: Callable[..., Daemon], mode: str) -> None:
+    """It has the number of what may be a guest's."""
+    code = "import os, sys; os.dup2(0, 251); os.execv(sys.argv[1], sys.argv[1:])"
+    daemon = start(f"--sandbox={mode}", prefix=[sys.executable, "-c", code])
+    assert 251 in open_files(daemon.process.pid)
+    with guest(daemon) as (_, client):
+        for _ in range(2):
+            done = upgrade(daemon.socket_path)
+            assert done.returncode == 0, done.stderr
+            assert client.lookup(ROOT, b"hello").attr.size == 9
+        assert 251 not in open_files(daemon.process.pid)
 
 
 @pytest.mark.parametrize("keep", [[], ["--keep-listening"]])

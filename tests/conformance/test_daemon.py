@@ -10,7 +10,7 @@ import pytest
 from tests.conformance import CASES, Case, run
 from tests.conformance.fuse import FuseExecutor
 from tests.conformance.syscalls import has_flags
-from tests.daemon.daemon import Daemon, guest, open_files, until
+from tests.daemon.daemon import Daemon, guest, open_files, settled_files, until
 from tests.fuseclient import FuseClient
 
 ALL_FLAGS = (1 << 64) - 1
@@ -37,7 +37,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
 @pytest.mark.parametrize("case", [case for case in CASES if case.needs <= HAS], ids=lambda case: case.name)
 def test_over_a_ring(mounted: tuple[Daemon, FuseClient], case: Case) -> None:
     daemon, client = mounted
-    before = len(open_files(daemon.control))
+    before = len(settled_files(daemon))
     assert run(FuseExecutor(client), case, CASES.index(case)) == ""
     # FORGET and RELEASE have closed what the case opened.
     until(lambda: len(open_files(daemon.control)) == before)

@@ -152,6 +152,12 @@ def prepared(daemon: Daemon) -> int:
     return spare
 
 
+def settled_files(daemon: Daemon) -> dict[int, str]:
+    """What control process and worker have open, while a worker runs: once the next one waits."""
+    prepared(daemon)
+    return open_files(daemon.control)
+
+
 @contextmanager
 def guest(daemon: Daemon, init: bool = True, **options: Any) -> Iterator[tuple[FrontEnd, FuseClient]]:
     """A guest that has mounted the share."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import REPOSITORY, Daemon, guest, open_files, until
+from tests.daemon.daemon import REPOSITORY, Daemon, guest, settled_files, until
 from tests.frontend import FrontEnd
 from tests.fuseclient import ROOT, FuseClient
 from vhost.message import ProtocolFeature
@@ -136,7 +136,7 @@ def test_a_guest_that_is_reset_leaves_nothing(daemon: Daemon) -> None:
         for _ in range(3):
             client.open(client.lookup(ROOT, b"hello").nodeid)
             client.opendir(ROOT)
-            counts.add(len(open_files(daemon.control)))
+            counts.add(len(settled_files(daemon)))
             frontend.reset()
             frontend.start()
             client.init()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, children, guest, name, open_files, until
+from tests.daemon.daemon import Daemon, children, guest, name, open_files, settled_files, until
 from tests.daemon.moving import Journey, load, save
 from tests.frontend import FrontEnd
 from tests.fuseclient import ROOT
@@ -140,7 +140,7 @@ def test_a_guest_that_goes_on_ends_it(daemons: Daemons, share: Path, direction: 
     daemon = daemons()
     with guest(daemon) as (frontend, client):
         known = [client.lookup(ROOT, b"%d" % number).nodeid for number in range(3000)]
-        before = len(open_files(daemon.control))
+        before = len(settled_files(daemon))
         frontend.stop()
         pipe = begin(frontend, direction)
         (mover,) = until(lambda: movers(daemon))
@@ -150,7 +150,7 @@ def test_a_guest_that_goes_on_ends_it(daemons: Daemons, share: Path, direction: 
         assert "the front-end gives up moving the guest's state" in daemon.log
         if direction == STATE_SAVE:
             assert client.getattr(known[7]).attr.size == 0
-            assert len(open_files(daemon.control)) <= before + 2
+            assert len(settled_files(daemon)) <= before + 2
         else:
             client.getattr(known[7], expect=errno.EIO)
             client.init()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import PATIENCE, name, open_files, prepared, until
+from tests.daemon.daemon import PATIENCE, name, open_files, settled_files, until
 from tests.daemon.storm import Storm
 from tests.daemon.test_worker import kinds
 from tests.daemon.windowed import FLAGS, Guest, Model
@@ -201,8 +201,7 @@ def has_open(daemon: Upgraded) -> list[str]:
     def again() -> bool:
         killed = daemon.kill_worker()
         until(lambda: daemon.workers and killed not in daemon.workers)
-        prepared(daemon)
-        found.append(sorted(kinds(open_files(daemon.control))))
+        found.append(sorted(kinds(settled_files(daemon))))
         return found[-1:] == found[-2:-1]
 
     until(again)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, children, guest, name, open_files, until
+from tests.daemon.daemon import Daemon, children, guest, name, open_files, settled_files, until
 from tests.daemon.storm import Storm
 from tests.daemon.test_worker import kinds
 from tests.daemon.windowed import FLAGS, Guest, Model
@@ -68,7 +68,7 @@ def settled(daemon: Daemon, client: FuseClient) -> list[str]:
     daemon.kill_worker()
     client.lookup(ROOT, b"hello")
     client.forget(client.lookup(ROOT, b"hello").nodeid, 2)
-    return sorted(kinds(open_files(daemon.control)))
+    return sorted(kinds(settled_files(daemon)))
 
 
 def padded(daemon: Daemon) -> int:

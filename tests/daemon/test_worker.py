@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, guest, open_files, until
+from tests.daemon.daemon import Daemon, guest, open_files, settled_files, until
 from tests.driver import NEXT, Buffer
 from tests.frontend import MIB, FrontEnd
 from tests.fuseclient import HEADER, ROOT, FuseClient, pack
@@ -98,7 +98,7 @@ def test_kills_leak_no_descriptor(daemon: Daemon, share: Path) -> None:
         fh = client.open(nodeid).fh
         daemon.kill_worker()
         client.read(nodeid, fh, 1)
-        baseline = open_files(daemon.control)
+        baseline = settled_files(daemon)
         for _ in range(20):
             for name in (b"file1", b"file2"):
                 entry = client.lookup(ROOT, name)
@@ -106,7 +106,7 @@ def test_kills_leak_no_descriptor(daemon: Daemon, share: Path) -> None:
                 client.forget(entry.nodeid)
             daemon.kill_worker()
             assert client.read(nodeid, fh, 1) == b"h"
-        now = open_files(daemon.control)
+        now = settled_files(daemon)
         assert sorted(kinds(now)) == sorted(kinds(baseline))
 
 
@@ -137,7 +137,7 @@ def test_front_ends_and_mounts_leak_no_descriptor(start: Callable[..., Daemon]) 
                 client.destroy()
                 client.init()
             client.open(client.lookup(ROOT, b"hello").nodeid)
-            inside = len(open_files(daemon.control))
+            inside = len(settled_files(daemon))
         daemon.logged("Client disconnected", number + 1)
         counts.add((inside, len(open_files(daemon.control))))
     assert len(counts) == 1, counts
@@ -239,7 +239,7 @@ def test_the_worker_holds_what_the_design_says(daemon: Daemon) -> None:
         assert int(status["Umask"], 8) == 0
         assert status["NoNewPrivs"] == "1"
         assert os.readlink(f"/proc/{pid}/cwd") == f"/proc/{pid}/fd"
-        assert open_files(pid).keys() == open_files(daemon.control).keys(), "the descriptor table is shared"
+        assert settled_files(daemon).keys() == open_files(pid).keys(), "the descriptor table is shared"
 
 
 def test_rings_of_a_worker_that_died_are_parked_where_they_stand(daemon: Daemon) -> None:

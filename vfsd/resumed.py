@@ -3,9 +3,11 @@
 import logging
 import os
 import socket
+import sys
 from functools import partial
 
 from vfsd import descriptors, handover
+from vfsd._process import lib
 from vfsd.config import parse
 from vfsd.launcher import Watching, watch
 from vfsd.listen import Listener
@@ -23,6 +25,10 @@ def resumed(fd: int, arguments: list[str]) -> int:
     os.close(fd)
     # Nor does anybody need what was left open for whoever was started first.
     descriptors.sweep({sock.fileno(), *range(descriptors.PLACES)})
+    name = os.path.basename(sys.argv[0])
+    if name not in ("-c", "__main__.py"):
+        # A script was executed by way of its interpreter, whose name this process has now.
+        lib.process_set_name(os.fsencode(name))
     return status_of(log, partial(_resume, sock, arguments))
 
 

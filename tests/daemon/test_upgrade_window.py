@@ -189,7 +189,8 @@ def test_a_change_begun_while_the_guest_is_paused(vm: Guest, windowed: Upgraded,
     vm.fe.refuses = count
     vm.disturb = work
     assert model.setup(other, 0, 2 * PAGE, 3 * PAGE) == 0
-    assert vm.fe.withdrawn == 1
+    # More than once when the messages of the start come so far apart that a worker begins between two of them.
+    assert vm.fe.withdrawn >= 1
     model.check()
     assert len(vm.fe.window[0].mappings) == 3
 

@@ -1,5 +1,5 @@
-"""A device whose rings run: each request is answered with its bytes in upper case. Its workers are threads here, forked
-from nothing, but they come and go as real ones do."""
+"""A device whose rings run: each request is answered with its bytes in upper case, or by another handler. Its workers
+are threads here, forked from nothing, but they come and go as real ones do."""
 
 import os
 import select
@@ -32,12 +32,15 @@ def shout(queue: Any, chain: Any) -> int:
 
 
 class EchoDevice:
-    """Serves one front-end after the other from a thread; `sentences` is what their connections ended with."""
+    """Serves one front-end after the other, from a thread; `sentences` is what their connections ended with.
+
+    `handler`: a virtq_handler, and what it is handed; the caller keeps both.
+    """
 
     features = int(FEATURES | Feature.LOG_ALL)
     protocol_features = ALL_FEATURES
 
-    def __init__(self, queues: int = 3) -> None:
+    def __init__(self, queues: int = 3, handler: Any = None, opaque: Any = ffi.NULL) -> None:
         self.queues = queues
         self.shared_memory: dict[int, int] = {}
         self.workers = 0
@@ -46,14 +49,15 @@ class EchoDevice:
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._running: list[tuple[Any, Any, threading.Thread]] = []
         self._memory: Any = ffi.NULL
-        self._handler = ffi.callback("virtq_handler", shout)
+        self._handler = handler or ffi.callback("virtq_handler", shout)
+        self._opaque = opaque
         self._control: threading.Thread | None = None
 
     def connect(self) -> socket.socket:
         """A connection to this device, for a FrontEnd."""
         self.join()
         ours, theirs = socket.socketpair()
-        self._control = threading.Thread(target=self._serve, args=(ours,))
+        self._control = threading.Thread(target=self.serve, args=(ours,))
         self._control.start()
         return theirs
 
@@ -65,6 +69,19 @@ class EchoDevice:
     def close(self) -> None:
         self.join()
         os.close(self._stop)
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serves the front-end at the other end of `sock` until it leaves."""
+        backend = Backend(sock, self, *self._arenas)
+        try:
+            while True:
+                select.select([backend], [], [])
+                backend.handle()
+                if not self._running and backend.runnable():
+                    self._start(backend)
+        except (Disconnected, RemoteProtocolError) as end:
+            self.sentences.append(str(end))
+        backend.close()
 
     # vhost.backend.Device
 
@@ -99,18 +116,6 @@ class EchoDevice:
     def transferred(self) -> bool:
         return False
 
-    def _serve(self, sock: socket.socket) -> None:
-        backend = Backend(sock, self, *self._arenas)
-        try:
-            while True:
-                select.select([backend], [], [])
-                backend.handle()
-                if not self._running and backend.runnable():
-                    self._start(backend)
-        except (Disconnected, RemoteProtocolError) as end:
-            self.sentences.append(str(end))
-        backend.close()
-
     def _start(self, backend: Backend) -> None:
         self.workers += 1
         self._memory = backend.memory_view()
@@ -120,6 +125,6 @@ class EchoDevice:
             config = vring.config(self._memory, inflight, backend.features, self._stop)
             queue = lib.virtq_new(config, error)
             assert queue, os.strerror(-error[0])
-            thread = threading.Thread(target=lib.virtq_run, args=(queue, self._handler, ffi.NULL))
+            thread = threading.Thread(target=lib.virtq_run, args=(queue, self._handler, self._opaque))
             self._running.append((queue, (config, inflight), thread))
             thread.start()

@@ -1,0 +1,151 @@
+/* The lanes of driver.h, which has the rules. */
+#include "driver.h"
+
+#include <linux/fuse.h>
+#include <string.h>
+#include <time.h>
+
+#include "ring.h"
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static int reap_hiprio(struct driver_run *run)
+{
+	uint32_t lane = 0, len = 0;
+	int taken;
+
+	while ((taken = ring_take(run->hiprio, &lane, &len)) > 0)
+		run->lanes[lane].unreplied = 0;
+	/* Linux has its interrupts on there, too. */
+	ring_want_interrupt(run->hiprio, true);
+	return taken < 0 ? failed(run, 0, DRIVER_RING, 0, 0) : 0;
+}
+
+/* Returns when the lane's last request without a reply is used, so that its memory is ours again. */
+static int await_unreplied(struct driver_run *run, const struct driver_lane *lane)
+{
+	int ret = reap_hiprio(run);
+
+	while (!ret && lane->unreplied) {
+		ret = ring_wait(run->hiprio, run->spin);
+		if (!ret)
+			ret = reap_hiprio(run);
+	}
+	return ret;
+}
+
+static int send_step(struct driver_run *run, uint32_t number, const struct driver_step *step)
+{
+	struct driver_lane *lane = &run->lanes[number];
+	struct fuse_in_header *request = at(run->requests, step->request);
+	int ret;
+
+	if (!step->reply) {
+		ret = await_unreplied(run, lane);
+		if (ret)
+			return ret;
+		lane->unreplied = 1;
+	}
+	lane->unique = request->unique = run->unique += 2;
+	for (const struct driver_patch *patch = step->patches; patch < step->patches + DRIVER_PATCHES; patch++)
+		if (patch->kind == DRIVER_PUT)
+			memcpy(at(run->requests, patch->addr), &lane->registers[patch->reg], sizeof(uint64_t));
+	if (step->offset)
+		memcpy(at(run->requests, step->offset), &lane->offset, sizeof(lane->offset));
+	if (step->data)
+		reply_prepare(run, lane, step);
+	if (step->reply)
+		memset(at(run->requests, step->reply), 0, sizeof(struct fuse_out_header));
+	lane->sent++;
+	return ring_enqueue(step->reply ? run->requests : run->hiprio, step, number);
+}
+
+static bool has_to_stop(const struct driver_run *run, const struct driver_lane *lane)
+{
+	if (run->limit)
+		return lane->sent == run->limit;
+	return lane->at == 0 && run->units && now() - run->begun >= run->nanoseconds;
+}
+
+/* Sends what the lane sends before it waits again, or stops it. */
+static int go_on(struct driver_run *run, uint32_t number)
+{
+	struct driver_lane *lane = &run->lanes[number];
+	const struct driver_step *step;
+	int ret;
+
+	while (!has_to_stop(run, lane)) {
+		step = &lane->steps[lane->at];
+		ret = send_step(run, number, step);
+		if (ret)
+			return ret;
+		if (step->reply) {
+			lane->in_flight = 1;
+			run->busy++;
+			return 0;
+		}
+		lane->at = (lane->at + 1) % lane->count;
+	}
+	return 0;
+}
+
+static int answered(struct driver_run *run, uint32_t number, uint32_t len)
+{
+	struct driver_lane *lane = &run->lanes[number];
+	int ret = reply_take(run, number, len);
+
+	if (ret)
+		return ret;
+	lane->in_flight = 0;
+	run->busy--;
+	run->units += lane->steps[lane->at].units;
+	lane->at = (lane->at + 1) % lane->count;
+	return go_on(run, number);
+}
+
+static int reap(struct driver_run *run)
+{
+	uint32_t lane = 0, len = 0;
+	int ret = 0, taken = 0;
+
+	while (!ret && (taken = ring_take(run->requests, &lane, &len)) > 0)
+		ret = answered(run, lane, len);
+	return taken < 0 ? failed(run, 0, DRIVER_RING, 0, 0) : ret;
+}
+
+static void begin(struct driver_run *run)
+{
+	ring_open(run->hiprio);
+	ring_open(run->requests);
+	for (uint32_t i = 0; i < run->depth; i++)
+		run->lanes[i].sent = run->lanes[i].in_flight = run->lanes[i].unreplied = 0;
+	run->begun = now();
+}
+
+int driver_run(struct driver_run *run)
+{
+	int ret = 0;
+
+	if (!run->begun)
+		begin(run);
+	/* At the beginning; or those that waited when a signal came. */
+	for (uint32_t i = 0; !ret && i < run->depth; i++)
+		if (!run->lanes[i].in_flight)
+			ret = go_on(run, i);
+	while (!ret && run->busy) {
+		ret = reap(run);
+		if (run->busy && !ret)
+			ret = ring_wait(run->requests, run->spin);
+	}
+	if (!ret && !run->elapsed)
+		run->elapsed = now() - run->begun;
+	for (uint32_t i = 0; !ret && i < run->depth; i++)
+		ret = await_unreplied(run, &run->lanes[i]);
+	return ret;
+}

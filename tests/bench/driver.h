@@ -1,0 +1,132 @@
+/* The driver's side of a virtio-fs device, as fast as a guest's: lanes of FUSE requests over a split ring.
+ *
+ * A lane is one of the guest's processes: it repeats a list of steps, one request after the other, and keeps what the
+ * replies say (nodeids, handles) in registers. So many lanes are so many requests in flight.
+ *
+ * Rule 1. A request is enqueued and announced as Linux's virtio_fs does it: an indirect table where that was agreed, one
+ *         look at avail_event for each request; all that is used is reaped at each wake-up, with interrupts off.
+ * Rule 2. Every reply is checked: what is used but was not asked for, its length, unique, error, and of data the first
+ *         eight bytes of each page, or every byte.
+ * Rule 3. Tables, requests and replies lie in guest memory, made beforehand: what it costs a guest to make them is not
+ *         measured.
+ */
+#ifndef BENCH_DRIVER_H
+#define BENCH_DRIVER_H
+
+#include <stdint.h>
+
+#define DRIVER_PAGE 4096
+#define DRIVER_MAX_SIZE 1024
+#define DRIVER_REGISTERS 8
+#define DRIVER_PATCHES 4
+
+/* What is done to a 64-bit field at a guest address: set before the request is sent; or, of the reply, kept or compared. */
+#define DRIVER_PUT 1
+#define DRIVER_TAKE 2
+#define DRIVER_MATCH 3
+
+/* What a request moves besides its arguments. */
+#define DRIVER_READ 1      /* pages of the lane's file, from its offset */
+#define DRIVER_WRITE 2
+#define DRIVER_ENTRIES 3   /* a page of struct fuse_direntplus, read on where the last one ended */
+
+/* What was wrong with a reply. */
+#define DRIVER_RING 1      /* a used element that is no request in flight */
+#define DRIVER_USED 2      /* the used length is not the header's */
+#define DRIVER_LENGTH 3
+#define DRIVER_UNIQUE 4
+#define DRIVER_ERROR 5
+#define DRIVER_REGISTER 6
+#define DRIVER_DATA 7
+#define DRIVER_COUNT 8     /* entries of a directory */
+
+struct driver_patch {
+	uint64_t addr;
+	uint32_t kind;       /* DRIVER_PUT, TAKE or MATCH; 0 ends the list */
+	uint32_t reg;
+};
+
+/* One request, as it lies in guest memory. All addresses are guest physical ones. */
+struct driver_step {
+	uint64_t table;      /* its descriptors, in order and chained, as in an indirect table */
+	uint32_t descriptors;
+	uint32_t first_page; /* the descriptor of its first page of data */
+	uint64_t request;    /* struct fuse_in_header */
+	uint64_t reply;      /* struct fuse_out_header; 0: none is wanted, and it goes to the hiprio queue */
+	uint32_t length;     /* bytes the reply must have, its header included */
+	int32_t error;       /* that the reply must carry */
+	uint32_t units;      /* what the reply counts for; DRIVER_ENTRIES: each entry is one */
+	uint32_t data;       /* DRIVER_READ, WRITE or ENTRIES; 0: none */
+	uint64_t offset;     /* where the request says the offset (64 bits); 0: nowhere */
+	uint32_t size;       /* of the data, in bytes: whole pages */
+	uint32_t entries;    /* DRIVER_ENTRIES: so many are in the directory, besides "." and ".." */
+	struct driver_patch patches[4]; /* DRIVER_PATCHES */
+};
+
+/* What is set besides `steps` and `count` is where it begins; it goes on from there in the next run. */
+struct driver_lane {
+	const struct driver_step *steps;
+	uint32_t count;
+	uint32_t at;         /* the next step, or the one in flight */
+	uint64_t registers[8];  /* DRIVER_REGISTERS */
+	uint64_t unique;     /* of the request in flight */
+	uint64_t offset;     /* the next request with data begins there: */
+	uint64_t first;      /* from this byte of the file on, */
+	uint64_t end;        /* and before this one, when it begins at `first` again */
+	uint32_t entries;    /* seen since the directory's begin */
+	uint32_t sent;       /* requests, in this run */
+	uint32_t in_flight;  /* 1: a reply is awaited */
+	uint32_t unreplied;  /* 1: a request without a reply is not used yet */
+};
+
+/* One ring. Between two runs nothing is in flight, and any other driver may use it, if it keeps `index`. */
+struct driver_queue {
+	char *memory;        /* where guest address 0 is mapped; one region */
+	uint64_t desc;       /* guest addresses */
+	uint64_t avail;
+	uint64_t used;
+	uint32_t num;        /* power of two, 1 to DRIVER_MAX_SIZE */
+	uint32_t event_idx;
+	uint32_t indirect;
+	int32_t kick;        /* eventfds, of which `call` blocks */
+	int32_t call;
+	uint16_t index;      /* of the available and the used ring */
+	uint16_t kicked;     /* available index when the device was last told, or found to need no telling */
+	uint16_t last_used;
+	uint16_t free_count;
+	uint16_t free[1024];      /* heads and other descriptors: a stack (DRIVER_MAX_SIZE) */
+	uint16_t taken[1024];     /* by head: descriptors of the ring it takes; 0: not in flight */
+	uint32_t lane[1024];      /* by head */
+};
+
+struct driver_run {
+	struct driver_queue *hiprio;
+	struct driver_queue *requests;
+	struct driver_lane *lanes;
+	uint32_t depth;           /* lanes */
+	uint32_t spin;            /* 1: watches the used index; 0: sleeps until there is an interrupt */
+	uint32_t trusting;        /* 1: replies have no content (tests/bench/alone.py): their header is checked only */
+	uint32_t limit;           /* each lane sends so many requests and stops where it is; 0: as many as there is time for */
+	uint64_t nanoseconds;     /* after so long each lane goes to the end of its list and stops, if anything was counted */
+	const char *content;      /* DRIVER_READ: what the file holds, to compare every byte; NULL: the first eight of a page */
+	uint64_t unique;          /* the last one given away; even */
+	uint64_t begun;           /* when it began, nanoseconds of CLOCK_MONOTONIC; 0: not yet */
+	uint32_t busy;            /* lanes that have a request in flight */
+	uint64_t elapsed;         /* nanoseconds, from the first request to the last reply */
+	uint64_t units;
+	uint32_t failure;         /* DRIVER_*: what was wrong, */
+	uint32_t failed_lane;     /* with whom, */
+	uint32_t failed_step;
+	int64_t expected;         /* and what it was */
+	int64_t got;
+};
+
+/* The eight bytes each page of a file begins with: its number, and who wrote it: 0, or the unique of a request. */
+uint64_t driver_stamp(uint64_t page, uint64_t unique);
+
+/* 0 when all lanes have stopped; -EBADMSG for a bad reply, -ENOSPC when there are more lanes than the ring has room for
+ * (then the rings are not usable any more); -EINTR when a signal came while it waited, or might have come while it span:
+ * call again to go on. */
+int driver_run(struct driver_run *run);
+
+#endif

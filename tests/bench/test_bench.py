@@ -1,0 +1,136 @@
+"""scripts/bench can't rot: each workload is done against this tree's vfsd, and bad replies are found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.bench import daemons
+from tests.bench.daemons import ALONE, Daemon, Kind
+from tests.bench.guest import BadReply, Guest, Lane, Script, Step
+from tests.bench.measure import Plan, measure_all
+from tests.bench.table import count, fastest_peer, table
+from tests.bench.workloads import WORKLOADS, content, places, prepare, verify
+from tests.frontend import FEATURES
+from tests.fuseclient import HEADER
+from tests.fusestructs import pack, unpack
+from tests.vhost.echo import EchoDevice
+from vfsd._fuse import lib
+from vhost._virtq import ffi
+from vhost.message import Feature
+
+OURS = "vfsd, no sandbox"
+#: What a reply is about, its error, its entries, its data; and of the share what was written, and what was made.
+CHECKED = ["getattr", "missing", "readdirplus", "read-4k", "write-4k", "create"]
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return content()
+
+
+@contextmanager
+def mounted(name: str, directory: Path, depth: int, data: bytes, features: int = FEATURES) -> Iterator[Guest]:
+    prepare(directory / "share", depth, data)
+    with Daemon(name, directory / "share", directory / "socket") as daemon, Guest(daemon, features) as guest:
+        yield guest
+
+
+def lanes(guest: Guest, name: str, depth: int) -> list[Lane]:
+    guest.clear()
+    return [WORKLOADS[name].lane(guest, place) for place in places(guest, depth)]
+
+
+def test_every_workload_is_measured(tmp_path: Path) -> None:
+    plan = Plan([OURS, ALONE], list(WORKLOADS), [1, 4], rounds=1, seconds=0.02, where=tmp_path)
+    results = measure_all(plan)
+    assert set(results.figures) == {(name, depth) for name in WORKLOADS for depth in (1, 4)}
+    for row in results.figures.values():
+        assert all(figure.rate > 0 and figure.cpu > 0 for figures in row.values() for figure in figures)
+    assert all(memory > 1 for rounds in results.memory.values() for memory in rounds)
+    text = table(plan, results)
+    assert all(text.count(f"| {each.title} |") == 2 for each in WORKLOADS.values())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "without, spin", [(Feature.INDIRECT_DESC, False), (Feature.EVENT_IDX, False), (Feature.EVENT_IDX, True)], ids=str
+)
+def test_other_rings(tmp_path: Path, data: bytes, without: Feature, spin: bool) -> None:
+    depth = 3
+    with mounted(OURS, tmp_path, depth, data, FEATURES & ~without) as guest:
+        for name in ("read-1m", "create"):
+            guest.clear()
+            where = places(guest, depth)
+            script = Script(guest, lanes(guest, name, depth))
+            verify(guest, WORKLOADS[name], script, where, data)
+            assert guest.run(script, seconds=0.02, spin=spin).units >= depth
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_device_that_knows_no_files_is_found_out(
+    tmp_path: Path, data: bytes, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(daemons.KINDS, ALONE, daemons.KINDS[ALONE]._replace(alone=False))
+    with mounted(ALONE, tmp_path, 1, data) as guest:
+        where = places(guest, 1)
+        script = Script(guest, lanes(guest, name, 1))
+        with pytest.raises((BadReply, AssertionError)):
+            verify(guest, WORKLOADS[name], script, where, data)
+            guest.run(script, seconds=0.02)
+
+
+@pytest.mark.parametrize(
+    "field, less, used, said",
+    [
+        ("unique", 2, 120, "answers"),
+        ("error", 5, 120, "error -5, not 0"),
+        ("len", 8, 112, "112 bytes, not 120"),
+        ("len", 8, 120, "the used length is 120, the header's 112"),
+        ("len", 0, 112, "the used length is 112, the header's 120"),
+    ],
+)
+def test_a_header_that_lies(field: str, less: int, used: int, said: str) -> None:
+    """A GETATTR has a reply of 120 bytes."""
+
+    def lie(opaque: Any, chain: Any) -> int:
+        request = unpack("fuse_in_header", ffi.buffer(chain.__getattribute__("in")[0].iov_base, HEADER)[:])
+        true = {"len": chain.out_len, "error": 0, "unique": request.unique}
+        init = request.opcode == lib.FUSE_INIT
+        header = pack("fuse_out_header", **(true if init else true | {field: true[field] - less}))
+        ffi.memmove(chain.out[0].iov_base, header, len(header))
+        return int(chain.out_len if init else used)
+
+    handler = ffi.callback("virtq_handler", lie)
+    device = EchoDevice(2, handler)
+    stand_in = SimpleNamespace(
+        name="liar",
+        connection=device.connect(),
+        kind=Kind(lambda path, share: []),
+        process=SimpleNamespace(poll=lambda: None),
+    )
+    try:
+        with Guest(stand_in) as guest, pytest.raises(BadReply, match=said):
+            step = Step(lib.FUSE_GETATTR, 1, pack("fuse_getattr_in"), 104, units=1)
+            guest.run(Script(guest, [Lane([step])]), limit=1)
+    finally:
+        device.close()
+
+
+def test_a_daemon_that_ends_is_told_of(tmp_path: Path, data: bytes) -> None:
+    with mounted(ALONE, tmp_path, 1, data) as guest:
+        script = Script(guest, lanes(guest, "getattr", 1))
+        guest.daemon.process.kill()
+        with pytest.raises(ConnectionError, match="has ended"):
+            guest.run(script, seconds=0.1)
+
+
+def test_ratios() -> None:
+    assert fastest_peer({"vfsd": 9.0, "vfsd, no sandbox": 8.0, "Rust": 2.0, "C": 3.0, ALONE: 10.0}) == 3.0
+    assert fastest_peer({"vfsd": 9.0, ALONE: 10.0}) is None
+    assert [count(value) for value in (3.14159, 999.0, 12345.0, 250_000.0, 2_500_000.0)] == [
+        "3.14", "999", "12.3k", "250k", "2.5M"
+    ]  # fmt: skip

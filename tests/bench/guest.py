@@ -102,6 +102,41 @@ class Step(NamedTuple):
     entries: int = 0
 
 
+class Piece(NamedTuple):
+    """A descriptor to be."""
+
+    addr: int
+    length: int
+    flags: int = 0
+
+
+class Laid(NamedTuple):
+    """Guest addresses of a request's parts, and of the room for its reply."""
+
+    request: int
+    arguments: int
+    reply: int
+    room: int
+    pages: list[int]
+
+    def field(self, patch: Patch) -> int:
+        if patch.kind != lib.DRIVER_PUT:
+            return self.room + patch.at - REPLY_HEADER
+        return self.request + patch.at if patch.at < HEADER else self.arguments + patch.at - HEADER
+
+
+def _buffers(laid: Laid, step: Step) -> list[Piece]:
+    """As virtio_fs_enqueue_req makes them."""
+    if not step.replied:
+        return [Piece(laid.request, HEADER + len(step.arguments))]
+    written = step.data == lib.DRIVER_WRITE
+    pages = [Piece(page, PAGE, 0 if written else WRITE) for page in laid.pages]
+    readable = [Piece(laid.request, HEADER), Piece(laid.arguments, len(step.arguments))]
+    writable = [Piece(laid.reply, REPLY_HEADER, WRITE), Piece(laid.room, step.room, WRITE)]
+    pieces = readable + pages + writable if written else readable + writable + pages
+    return [piece for piece in pieces if piece.length]
+
+
 class Lane(NamedTuple):
     """What one of the guest's processes repeats."""
 
@@ -202,51 +237,46 @@ class Guest:
 
         Returns its pages.
         """
-        memory, written = self.frontend.memory, step.data == lib.DRIVER_WRITE
-        pages = [self.allocate(PAGE, PAGE) for _ in range(step.size // PAGE)][::-1]
-        for page in pages if written else ():
-            memory.write(page, os.urandom(PAGE))
-        header = pack(
-            "fuse_in_header", len=HEADER + len(step.arguments) + (step.size if written else 0), opcode=step.opcode,
-            nodeid=step.nodeid, pid=1,
-        )  # fmt: skip
-        # What has no reply is one buffer (struct virtio_fs_forget).
-        request = self.allocate(HEADER + len(step.arguments))
-        arguments = request + HEADER if not step.replied else self.allocate(len(step.arguments) or 16)
-        memory.write(request, header)
-        memory.write(arguments, step.arguments)
-        reply, room = self.allocate(REPLY_HEADER), self.allocate(step.room or 16)
-        whole = HEADER + len(step.arguments)
-        buffers = [(request, HEADER if step.replied else whole, 0)]
-        if step.replied:
-            buffers += [(arguments, len(step.arguments), 0)] if step.arguments else []
-            buffers += [(page, PAGE, 0) for page in pages] if written else []
-            buffers += [(reply, REPLY_HEADER, WRITE)]
-            buffers += [(room, step.room, WRITE)] if step.room else []
-            buffers += [(page, PAGE, WRITE) for page in pages] if not written else []
+        laid = self._room(step)
+        self._write(laid, step)
+        buffers = _buffers(laid, step)
         out.table, out.descriptors = self._table(buffers), len(buffers)
-        if pages:
-            out.first_page = next(i for i, buffer in enumerate(buffers) if buffer[0] == pages[0])
-        out.request, out.reply = request, reply if step.replied else 0
-        read = step.size if step.data in (lib.DRIVER_READ, lib.DRIVER_ENTRIES) else 0
-        out.length = REPLY_HEADER + (0 if step.error else step.room + read)
+        if laid.pages:
+            out.first_page = next(i for i, buffer in enumerate(buffers) if buffer.addr == laid.pages[0])
+        out.request, out.reply = laid.request, laid.reply if step.replied else 0
+        wanted = step.room + (0 if step.data == lib.DRIVER_WRITE else step.size)
+        out.length = REPLY_HEADER + (0 if step.error else wanted)
         out.error, out.units = -step.error, step.units
         out.data, out.size, out.entries = step.data, step.size, step.entries
-        out.offset = arguments + step.offset_at if step.data else 0
+        out.offset = laid.arguments + step.offset_at if step.data else 0
         for slot, patch in zip(out.patches, step.patches, strict=False):
-            if patch.kind == lib.DRIVER_PUT:
-                slot.addr = request + patch.at if patch.at < HEADER else arguments + patch.at - HEADER
-            else:
-                slot.addr = room + patch.at - REPLY_HEADER
-            slot.kind, slot.reg = patch.kind, patch.register
-        return pages
+            slot.addr, slot.kind, slot.reg = laid.field(patch), patch.kind, patch.register
+        return laid.pages
 
-    def _table(self, buffers: Sequence[tuple[int, int, int]]) -> int:
+    def _room(self, step: Step) -> Laid:
+        """Pages lie in descending order."""
+        pages = [self.allocate(PAGE, PAGE) for _ in range(step.size // PAGE)][::-1]
+        request = self.allocate(HEADER + len(step.arguments))
+        # What has no reply is one buffer (struct virtio_fs_forget).
+        arguments = self.allocate(len(step.arguments)) if step.replied else request + HEADER
+        return Laid(request, arguments, self.allocate(REPLY_HEADER), self.allocate(step.room), pages)
+
+    def _write(self, laid: Laid, step: Step) -> None:
+        memory, written = self.frontend.memory, step.data == lib.DRIVER_WRITE
+        size = HEADER + len(step.arguments) + (step.size if written else 0)
+        memory.write(laid.request, pack("fuse_in_header", len=size, opcode=step.opcode, nodeid=step.nodeid, pid=1))
+        memory.write(laid.arguments, step.arguments)
+        for page in laid.pages if written else ():
+            memory.write(page, os.urandom(PAGE))
+
+    def _table(self, buffers: Sequence[Piece]) -> int:
         addr = self.allocate(16 * len(buffers))
         last = len(buffers) - 1
         entries = [
-            DriverQueue.pack(where, size, flags | (NEXT if i < last else 0), i + 1 if i < last else 0)
-            for i, (where, size, flags) in enumerate(buffers)
+            DriverQueue.pack(
+                piece.addr, piece.length, piece.flags | (NEXT if i < last else 0), i + 1 if i < last else 0
+            )
+            for i, piece in enumerate(buffers)
         ]
         self.frontend.memory.write(addr, b"".join(entries))
         return addr

@@ -115,11 +115,14 @@ class Daemon:
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(PATIENCE)
 
+    def tasks(self) -> list[int]:
+        """Its threads."""
+        return [int(task) for pid in processes(self.process.pid) for task in os.listdir(f"/proc/{pid}/task")]
+
     def pin(self, cpus: Iterable[int]) -> None:
         """Lets all threads it has run there only, and those they make."""
-        for pid in processes(self.process.pid):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                os.sched_setaffinity(int(task), cpus)
+        for task in self.tasks():
+            os.sched_setaffinity(task, cpus)
 
     def cpu(self) -> dict[int, float]:
         """Seconds of CPU time, user and system, that each of its processes has used: the kernel's own count, which is

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tests.bench.daemons import Daemon
 from tests.bench.guest import Guest, Script
 from tests.bench.workloads import WORKLOADS, Workload, content, places, prepare, verify
+from tests.frontend import FEATURES
 
 
 class Plan(NamedTuple):
@@ -95,7 +96,10 @@ def measure_all(plan: Plan) -> Results:
 
 def _round(plan: Plan, results: Results, cpus: Sequence[int], data: bytes, title: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=plan.where) as directory, ExitStack() as stack:
-        guests = [_mounted(stack, name, Path(directory, str(i)), plan, data) for i, name in enumerate(plan.daemons)]
+        guests = [
+            mounted(stack, name, Path(directory, str(number)), max(plan.depths), data)
+            for number, name in enumerate(plan.daemons)
+        ]
         peak = dict.fromkeys(plan.daemons, 0.0)
         for name in plan.workloads:
             for depth in plan.depths:
@@ -110,10 +114,11 @@ def _round(plan: Plan, results: Results, cpus: Sequence[int], data: bytes, title
             results.memory[name].append(most)
 
 
-def _mounted(stack: ExitStack, name: str, directory: Path, plan: Plan, data: bytes) -> Guest:
+def mounted(stack: ExitStack, name: str, directory: Path, depth: int, data: bytes, features: int = FEATURES) -> Guest:
+    """A guest on a daemon, both until `stack` ends, with a share in `directory` that has all files workloads need."""
     share = directory / "share"
-    prepare(share, max(plan.depths), data)
+    prepare(share, depth, data)
     # Not below a path that may be too long for a socket.
     sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
     daemon = stack.enter_context(Daemon(name, share, Path(sockets, "socket")))
-    return stack.enter_context(Guest(daemon))
+    return stack.enter_context(Guest(daemon, features))

@@ -1,7 +1,7 @@
 """scripts/bench can't rot: each workload is done against this tree's vfsd, and bad replies are found."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tests.bench import daemons
-from tests.bench.daemons import ALONE, Daemon, Kind
+from tests.bench.daemons import ALONE, Kind
 from tests.bench.guest import BadReply, Guest, Lane, Script, Step
 from tests.bench.measure import Plan, measure_all
+from tests.bench.measure import mounted as mount
+from tests.bench.syscalls import count as count_calls
 from tests.bench.table import count, fastest_peer, table
-from tests.bench.workloads import WORKLOADS, content, places, prepare, verify
+from tests.bench.workloads import WORKLOADS, content, places, verify
 from tests.frontend import FEATURES
 from tests.fuseclient import HEADER
 from tests.fusestructs import pack, unpack
@@ -34,9 +36,8 @@ def data() -> bytes:
 
 @contextmanager
 def mounted(name: str, directory: Path, depth: int, data: bytes, features: int = FEATURES) -> Iterator[Guest]:
-    prepare(directory / "share", depth, data)
-    with Daemon(name, directory / "share", directory / "socket") as daemon, Guest(daemon, features) as guest:
-        yield guest
+    with ExitStack() as stack:
+        yield mount(stack, name, directory, depth, data, features)
 
 
 def lanes(guest: Guest, name: str, depth: int) -> list[Lane]:
@@ -118,6 +119,13 @@ def test_a_header_that_lies(field: str, less: int, used: int, said: str) -> None
             guest.run(Script(guest, [Lane([step])]), limit=1)
     finally:
         device.close()
+
+
+def test_system_calls(tmp_path: Path, data: bytes) -> None:
+    with mounted(OURS, tmp_path, 1, data) as guest:
+        reading, unlinking = count_calls(guest, WORKLOADS["read-4k"]), count_calls(guest, WORKLOADS["create"])
+    assert reading["preadv2"] == 1
+    assert unlinking["unlinkat"] == unlinking["pwritev2"] == 1
 
 
 def test_a_daemon_that_ends_is_told_of(tmp_path: Path, data: bytes) -> None:

@@ -1,4 +1,8 @@
-"""Rounds: every daemon serves a share of its own at the same time, and each workload goes round among them."""
+"""Rounds: every daemon serves a share of its own at the same time, and each workload goes round among them.
+
+Each round begins with another daemon, so that none is always the first, whose files and buffers get their memory before
+those of the others, and who comes after the pause in which the files of a round are made.
+"""
 
 import os
 import sys
@@ -88,17 +92,19 @@ def measure_all(plan: Plan) -> Results:
     data = content()
     try:
         for number in range(plan.rounds):
-            _round(plan, results, cpus, data, f"round {number + 1} of {plan.rounds}")
+            first = number % len(plan.daemons)
+            order = [*plan.daemons[first:], *plan.daemons[:first]]
+            _round(plan, order, results, cpus, data, f"round {number + 1} of {plan.rounds}")
     finally:
         os.sched_setaffinity(0, cpus)
     return results
 
 
-def _round(plan: Plan, results: Results, cpus: Sequence[int], data: bytes, title: str) -> None:
+def _round(plan: Plan, order: Sequence[str], results: Results, cpus: Sequence[int], data: bytes, title: str) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=plan.where) as directory, ExitStack() as stack:
         guests = [
             mounted(stack, name, Path(directory, str(number)), max(plan.depths), data)
-            for number, name in enumerate(plan.daemons)
+            for number, name in enumerate(order)
         ]
         peak = dict.fromkeys(plan.daemons, 0.0)
         for name in plan.workloads:

@@ -249,7 +249,11 @@ class ShmemFrontEnd(FrontEnd):
             assert self._begun
             (first, fds), self._begun = self._begun, None
             try:
-                number, flags, size = HEADER.unpack(first + self._receive(HEADER.size - 1)[0])
+                header = first + self._receive(HEADER.size - 1)[0]
+                if len(header) < HEADER.size:
+                    # It has found that we are leaving.
+                    raise ConnectionResetError("the back-end closed the channel within a request")
+                number, flags, size = HEADER.unpack(header)
                 assert flags & ~FLAG_NEED_REPLY == VERSION
                 payload = self._receive(size)[0] if size else b""
                 if number not in set(BackendRequest):

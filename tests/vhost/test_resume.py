@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -133,31 +134,38 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 VALUES = [None, -1, 0, 1, 3, 17, 1 << 31, (1 << 64) - 1, 1 << 64, 1.5, "x", True, [], {}, [0], {"fd": 0}]
 
 
-def test_nonsense_is_refused(running: Connection) -> None:
-    """Anything in the place of anything: it is taken for what it is, or refused in one phrase, and nothing else."""
-    data, fds = carried(running.backend)
-    for fd in fds:
-        os.close(fd)
-    chance, refused = random.Random(5), 0
+def nonsense(data: Any, values: int) -> Iterator[Any]:
+    """The data with anything in the place of anything: so many values in each place."""
+    chance = random.Random(5)
     for place in places(data):
-        for value in chance.sample(VALUES, 3):
+        for value in chance.sample(VALUES, values):
             changed = copy.deepcopy(data)
             inner = changed
             for key in place[:-1]:
                 inner = inner[key]
             inner[place[-1]] = value
-            _, fds = carried(running.backend)
-            try:
-                other = go_on(running, changed, fds)
-            except StateError as error:
-                assert str(error)
-                assert "\n" not in str(error)
-                refused += 1
-            else:
-                other.close()
-            for fd in fds:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            yield changed
+
+
+def test_nonsense_is_refused(running: Connection) -> None:
+    """Anything in the place of anything: it is taken for what it is, or refused in one phrase, and nothing else."""
+    data, fds = carried(running.backend)
+    for fd in fds:
+        os.close(fd)
+    refused = 0
+    for changed in nonsense(data, 3):
+        _, fds = carried(running.backend)
+        try:
+            other = go_on(running, changed, fds)
+        except StateError as error:
+            assert str(error)
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            other.close()
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
     assert refused > 50
 
 

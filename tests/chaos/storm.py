@@ -3,12 +3,11 @@
 import hashlib
 import os
 import random
-import re
 import signal
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +142,3 @@ def settled(ask: Callable[[], Any]) -> Any:
         if (now := ask()) != last:
             last, since = now, time.monotonic()
     return last
-
-
-def kinds(descriptors: Mapping[int, str], run: str) -> list[str]:
-    """What is open, without the numbers and the name of the run, which differ from run to run."""
-    return sorted(re.sub(r"\d+", "#", what.replace(run, "RUN")) for what in descriptors.values())

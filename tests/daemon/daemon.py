@@ -75,6 +75,11 @@ def kill_worker(control: int) -> int:
             return pid
 
 
+def kinds(files: dict[int, str]) -> list[str]:
+    """What is open, whatever numbers it has."""
+    return [re.sub(r"\d+", "N", what) for what in files.values()]
+
+
 class Daemon:
     """`vfsd` with these options, from its start to its end. Its log is in `log`.
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import PATIENCE, name, open_files, settled_files, until
+from tests.daemon.daemon import PATIENCE, kinds, name, open_files, settled_files, until
 from tests.daemon.storm import Storm
-from tests.daemon.test_worker import kinds
 from tests.daemon.windowed import FLAGS, Guest, Model
 from tests.daemon.windowed_upgrade import MODES, Upgraded, stored, upgraded
 from tests.fuseclient import ROOT

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, children, guest, name, open_files, settled_files, until
+from tests.daemon.daemon import Daemon, children, guest, kinds, name, open_files, settled_files, until
 from tests.daemon.storm import Storm
-from tests.daemon.test_worker import kinds
 from tests.daemon.windowed import FLAGS, Guest, Model
 from tests.fuseclient import HEADER, REPLY_HEADER, ROOT, FuseClient, pack, unpack
 from tests.sandbox.user import as_user

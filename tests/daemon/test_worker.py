@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, guest, open_files, settled_files, until
+from tests.daemon.daemon import Daemon, guest, kinds, open_files, settled_files, until
 from tests.driver import NEXT, Buffer
 from tests.frontend import MIB, FrontEnd
 from tests.fuseclient import HEADER, ROOT, FuseClient, pack
@@ -32,11 +31,6 @@ def read_all(client: FuseClient, name: bytes, size: int) -> str:
     client.release(nodeid, fh)
     client.forget(nodeid)
     return digest.hexdigest()
-
-
-def kinds(files: dict[int, str]) -> list[str]:
-    """What is open, whatever numbers it has."""
-    return [re.sub(r"\d+", "N", what) for what in files.values()]
 
 
 def fill(path: Path, size: int) -> str:

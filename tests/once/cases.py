@@ -40,8 +40,9 @@ class Place:
             host = path.lstat()
             if host.st_uid != self.owner:
                 os.chown(path, self.owner, self.owner, follow_symlinks=False)
-                # It has taken set-id bits away.
-                path.chmod(stat.S_IMODE(host.st_mode))
+                # It has taken set-id bits away; a symlink has none.
+                if not path.is_symlink():
+                    path.chmod(stat.S_IMODE(host.st_mode))
 
 
 Step = Callable[[Place], object]

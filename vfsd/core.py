@@ -8,8 +8,7 @@ Rule 3. Runs once per request: no call here does more than its one C call needs.
 import errno
 import os
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +38,6 @@ HOW = {"shift": lib.CORE_ID_SHIFT, "squash": lib.CORE_ID_SQUASH, "forbid": lib.C
 
 _ENTRY_OUT = ffi.typeof("struct fuse_entry_out *")
 _PRIV = ffi.typeof("struct priv *")
-_ATTR_OUT = ffi.typeof("struct fuse_attr_out *")
 
 
 class Arenas(NamedTuple):
@@ -225,27 +223,12 @@ class Core:
         check(lib.handle_add(self.pointer, nodeid, fd, fh))
         return fh[0]  # type: ignore[no-any-return]
 
-    def entry(self, parent: int, name: bytes) -> bytes:
-        """What LOOKUP answers, a struct fuse_entry_out. The guest owes one FORGET more."""
-        out = ffi.new(_ENTRY_OUT)
-        check(lib.entry_lookup(self.pointer, parent, name, out))
-        return packed(out)
-
     def entry_of(self, fd: int) -> tuple[int, bytes]:
-        """The nodeid of an open descriptor's inode and its struct fuse_entry_out, as `entry`."""
+        """The nodeid of an open descriptor's inode and its struct fuse_entry_out. The guest owes one FORGET
+        more."""
         out = ffi.new(_ENTRY_OUT)
         check(lib.entry_from_fd(self.pointer, fd, out))
         return out.nodeid, packed(out)
-
-    @contextmanager
-    def moving(self, dir_fd: int, *names: bytes) -> Iterator[None]:
-        """For what takes names in a directory away: the inodes they lead to are not lost by it."""
-        tokens = [lib.inode_moving(self.pointer, dir_fd, name) for name in names]
-        try:
-            yield
-        finally:
-            for token in tokens:
-                lib.inode_moved(self.pointer, token)
 
     def opening(self, call: Callable[[], int]) -> int:
         """The descriptor that `call` opens. When there is none left, those of idle inodes are closed for it."""
@@ -259,12 +242,6 @@ class Core:
     def forget(self, nodeid: int) -> None:
         """Takes one entry back that the guest is not told after all."""
         lib.inode_forget(self.pointer, nodeid, 1)
-
-    def attr(self, nodeid: int, fh: int = NO_HANDLE) -> bytes:
-        """What GETATTR answers, a struct fuse_attr_out."""
-        out = ffi.new(_ATTR_OUT)
-        check(lib.attr_get(self.pointer, nodeid, fh, out))
-        return packed(out)
 
     def id_to_host(self, kind: int, id: int) -> int:
         """A guest's id (CORE_UID, CORE_GID) on the host. EPERM for a forbidden one."""

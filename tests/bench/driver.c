@@ -80,12 +80,8 @@ static int go_on(struct driver_run *run, uint32_t number)
 	const struct driver_step *step;
 	int ret;
 
-	for (; !has_to_stop(run, lane); lane->at = (lane->at + 1) % lane->count) {
+	while (!has_to_stop(run, lane)) {
 		step = &lane->steps[lane->at];
-		if (step->unless_mask & lane->registers[step->unless_reg]) {
-			lane->sent++;
-			continue;
-		}
 		ret = send_step(run, number, step);
 		if (ret)
 			return ret;
@@ -94,6 +90,7 @@ static int go_on(struct driver_run *run, uint32_t number)
 			run->busy++;
 			return 0;
 		}
+		lane->at = (lane->at + 1) % lane->count;
 	}
 	return 0;
 }

@@ -151,14 +151,15 @@ def test_nodeid_follows_a_rename_on_the_host(root: Path, client: FuseClient) -> 
 
 
 def test_names_that_change_under_a_lookup(root: Path, served: Served, client: FuseClient) -> None:
-    """The host swaps a directory and a symlink: a nodeid keeps its type, and no lookup follows the link."""
+    """Another guest swaps a directory and a symlink: a nodeid keeps its type, and no lookup follows the link."""
     (root / "d").mkdir()
     (root / "l").symlink_to("/etc")
+    other = served.guest()
     stop = threading.Event()
 
     def swap() -> None:
         while not stop.is_set():
-            lib.sys_renameat2(served.root_fd, b"d", served.root_fd, b"l", 2)  # RENAME_EXCHANGE
+            other.rename2(ROOT, b"d", ROOT, b"l", 2)  # RENAME_EXCHANGE
 
     thread = threading.Thread(target=swap)
     thread.start()
@@ -286,7 +287,8 @@ def test_nothing_outlives_an_unmount(served: Served, root: Path, client: FuseCli
     out = ffi.new("struct fuse_entry_out *")
     served.session.mounted = 0
     lib.core_reset(served.core)
-    assert lib.entry_lookup(served.core, ROOT, b"f", out) < 0
+    with open(root / "f") as file:
+        assert lib.entry_from_fd(served.core, file.fileno(), out) < 0
     assert served.descriptors() == set()
 
 

@@ -3,8 +3,6 @@
 import ctypes
 import os
 import stat
-import struct
-import threading
 from collections.abc import Callable, Iterator
 from errno import EINVAL, EROFS
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from tests.core.served import REAL_ROOT, Served
 from tests.core.test_cred import identity
+from tests.core.threads import CAPSET, answer, in_thread
 from tests.fuseclient import ROOT
 from vfsd._fuse import ffi, lib
 
@@ -44,23 +43,6 @@ def mode_of(path: Path) -> int:
 def opened(served: Served, flags: int = os.O_RDWR) -> tuple[int, int]:
     nodeid = served.client.lookup(ROOT, b"f").nodeid
     return nodeid, served.client.open(nodeid, flags).fh
-
-
-def in_thread(function: Callable[[], object]) -> None:
-    """Runs it on a thread that ends with it, whose privileges are its own."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 @pytest.fixture(autouse=True)
@@ -159,23 +141,6 @@ def test_a_new_file_is_not_modified(serve: Callable[..., Served]) -> None:
     assert mode_of(served.root / "f") == 0o6755
 
 
-def without_fsetid_being_heard() -> None:
-    """From now on this thread's capset() succeeds and does nothing: its host is as one that ignores CAP_FSETID."""
-    capset = 126  # x86-64
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (0x20, 0, 0, 0),  # load the number of the call
-            (0x15, 0, 1, capset),
-            (0x06, 0, 0, 0x00050000),  # SECCOMP_RET_ERRNO, 0
-            (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
-        )
-    )
-    code = ctypes.create_string_buffer(program)
-    arguments = struct.pack("=Hxxxxxx", 4) + struct.pack("=Q", ctypes.addressof(code))
-    assert _libc.prctl(22, 2, arguments) == 0, "PR_SET_SECCOMP"
-
-
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of capset")
 @pytest.mark.parametrize(("mode", "gid", "expected"), [(0o6755, OTHER, 0o755), (0o6745, GROUP, 0o2745)])
 def test_a_host_that_ignores_fsetid(served: Served, mode: int, gid: int, expected: int) -> None:
@@ -184,7 +149,8 @@ def test_a_host_that_ignores_fsetid(served: Served, mode: int, gid: int, expecte
     served.client.uid, served.client.gid = OTHER, gid
 
     def write() -> None:
-        without_fsetid_being_heard()
+        # Its capset() succeeds and does nothing: its host is as one that ignores CAP_FSETID.
+        answer(CAPSET, 0)
         served.client.write(nodeid, fh, b"x", write_flags=lib.FUSE_WRITE_KILL_SUIDGID)
 
     in_thread(write)

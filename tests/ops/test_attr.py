@@ -2,10 +2,13 @@
 
 import errno
 import os
+import resource
 import shutil
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ import pytest
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd._fuse import lib
+from vfsd._process import lib as process
+from vfsd.capabilities import effective, mask
 from vfsd.settings import Settings
 
 USER, GROUP, OTHER = 1234, 2345, 3456
@@ -146,21 +151,28 @@ def test_a_guest_that_kills_them_itself_sends_nothing_for_nothing(tmp_path: Path
         assert stat.S_IMODE(mount.client.setattr(nodeid).attr.mode) == 0o6755
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@contextmanager
+def refusing() -> Iterator[None]:
+    """On a host that lets nobody give files away, nor make them long."""
+    had, limit = effective(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert process.process_set_capabilities(had & ~mask("chown"), had, 0) == 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert process.process_set_capabilities(had, had, 0) == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lose the right to")
-def test_what_is_refused_takes_nothing(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_takes_nothing(mount: Mount) -> None:
     """As natively: the host judges before it takes anything."""
     nodeid = node(mount, data=b"abc")
-
-    def refused(*_: object, **__: object) -> None:
-        raise OSError(errno.EINVAL, "an id that the user namespace does not have")
-
-    monkeypatch.setattr(os, "chown", refused)
-    monkeypatch.setattr(os, "truncate", refused)
     for mode in (0o6755, 0o6745):
         (mount.root / "f").chmod(mode)
-        mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, uid=70_000, expect=errno.EINVAL)
-        mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, size=1, expect=errno.EINVAL)
+        with refusing():
+            mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, uid=70_000, expect=errno.EPERM)
+            mount.client.setattr(nodeid, lib.FATTR_KILL_SUIDGID, size=17, expect=errno.EFBIG)
         assert stat.S_IMODE((mount.root / "f").stat().st_mode) == mode
 
 

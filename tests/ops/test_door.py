@@ -77,8 +77,8 @@ def test_other_exceptions_are_logged_once(
 
 
 def test_replies_longer_than_the_room(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace(monkeypatch, "READLINK", lambda *_: b"x" * 4097)
-    mount.client.readlink(ROOT, expect=errno.EINVAL)
+    replace(monkeypatch, "GETXATTR", lambda *_: b"x" * 4097)
+    mount.client.getxattr(ROOT, b"user.a", size=4096, expect=errno.EINVAL)
 
 
 def test_what_an_op_sees_of_the_request(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:

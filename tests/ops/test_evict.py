@@ -9,8 +9,8 @@ import pytest
 
 from tests.core.served import REAL_ROOT
 from tests.fuseclient import ROOT
+from tests.once.cases import EXCHANGE
 from tests.ops.mount import Mount, share
-from vfsd.ops.namespace import RENAME_EXCHANGE
 from vfsd.settings import Settings
 
 
@@ -73,7 +73,7 @@ def test_exchanged(tight: Mount) -> None:
     (tight.root / "b").write_text("bb")
     a, b = client.lookup(ROOT, b"a").nodeid, client.lookup(ROOT, b"b").nodeid
     crowd(tight)
-    client.rename2(ROOT, b"a", ROOT, b"b", RENAME_EXCHANGE)
+    client.rename2(ROOT, b"a", ROOT, b"b", EXCHANGE)
     crowd(tight)
     assert (client.getattr(a).attr.size, client.getattr(b).attr.size) == (1, 2)
     assert client.lookup(ROOT, b"a").nodeid == b

@@ -156,17 +156,16 @@ def test_what_can_not_have_its_label_is_unmade(
 
 def test_what_is_forgotten_before_it_has_its_label_is_unmade(labelled: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a FORGET on another queue, from a guest that guesses the nodeid."""
-    entry = Core.entry
+    entry = Core.entry_of
 
-    def forgotten(core: Core, parent: int, name: bytes) -> bytes:
-        reply = entry(core, parent, name)
-        core.forget(struct.unpack_from("=Q", reply)[0])
-        return reply
+    def forgotten(core: Core, fd: int) -> tuple[int, bytes]:
+        nodeid, reply = entry(core, fd)
+        core.forget(nodeid)
+        return nodeid, reply
 
-    monkeypatch.setattr(Core, "entry", forgotten)
-    labelled.client.mkdir(ROOT, b"d", expect=errno.ESTALE)
-    assert list(labelled.root.iterdir()) == []
-    assert labelled.core.inodes == 1
+    monkeypatch.setattr(Core, "entry_of", forgotten)
+    labelled.client.tmpfile(ROOT, expect=errno.ESTALE)
+    assert (labelled.core.inodes, labelled.core.handles) == (1, 0)
 
 
 HEAD = struct.Struct("=II")

@@ -67,6 +67,12 @@ def test_target_of_a_symlink_is_anything(mount: Mount) -> None:
         assert mount.client.readlink(mount.client.symlink(ROOT, name, target).nodeid) == target
 
 
+def test_a_target_longer_than_the_room(mount: Mount) -> None:
+    nodeid = mount.client.symlink(ROOT, b"l", b"target").nodeid
+    assert mount.client.call(lib.FUSE_READLINK, nodeid, room=6) == b"target"
+    mount.client.call(lib.FUSE_READLINK, nodeid, room=5, expect=errno.EINVAL)
+
+
 def test_tmpfile_is_a_handle_of_the_table(mount: Mount) -> None:
     entry, opened = mount.client.tmpfile(ROOT, os.O_RDWR, 0o600)
     assert (mount.core.inodes, mount.core.handles) == (2, 1)

@@ -72,7 +72,7 @@ struct core_ids {
 };
 
 /* Answers one request: length of the reply placed in request->reply, -errno, or VIRTQ_DEFERRED after which fuse_finish
- * is owed. An op that runs as its caller (MKNOD, MKDIR, SYMLINK, TMPFILE) does so on this thread only: it is not
+ * is owed. An op that runs as its caller (TMPFILE) does so on this thread only: it is not
  * deferred. */
 typedef int64_t (*fuse_door_function)(struct core *core, struct fuse_request *request);
 

@@ -20,6 +20,7 @@ struct core *core_new(const struct core_config *config, int *error)
 	}
 	core->root_traits = file_system_traits(core->config.root_fd);
 	core->can_map = dax_possible(core);
+	core->has_fchmodat2 = has_fchmodat2();
 	*error = dax_room_open(core);
 	if (*error < 0) {
 		inode_table_close(core);

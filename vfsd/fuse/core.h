@@ -51,10 +51,6 @@ int fuse_row_once(uint32_t opcode);
  * Inode descriptors are O_PATH; *mode, if not NULL, gets the file type bits. */
 int inode_get(struct core *core, uint64_t nodeid, uint32_t *mode);
 void inode_put(struct core *core, uint64_t nodeid);
-/* Before a name is taken away from an inode (rename, unlink): the inode it leads to keeps its descriptor, so that it
- * is not lost. A token for the matching inode_moved. `dir_fd` is a directory. */
-uint64_t inode_moving(struct core *core, int dir_fd, const char *name);
-void inode_moved(struct core *core, uint64_t token);
 /* Closes the descriptor of an idle inode after EMFILE or ENFILE: 1, or 0 when there is none. */
 int inode_evict(struct core *core);
 /* Takes back what an entry gave the guest, as FORGET does: for a reply that is not sent after all. */
@@ -66,11 +62,8 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh);
 /* Opens an inode anew through /proc/self/fd. Flags are a guest's, made safe as OPEN does. fd or -errno. */
 int inode_open(struct core *core, uint64_t nodeid, uint32_t flags);
 
-/* What LOOKUP answers, nlookup raised: by name in a directory, or for a descriptor (TMPFILE). 0 or -errno. */
-int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out);
+/* What LOOKUP answers, nlookup raised, for a descriptor (TMPFILE). 0 or -errno. */
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out);
-/* What GETATTR answers. fh ~0: none. */
-int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
 /* Locks that other guests and the host's processes see, set without waiting. `lock_set` (POSIX) locks or unlocks for
  * the owner in `in`, `lock_flock` for the handle. 0 or -errno: -EAGAIN when another's lock is in the way, -ENOLCK when
  * there are no more to be had. */
@@ -138,11 +131,8 @@ uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64
 /* Whether the share's file system can be served by file handles: 0, or -errno, and whether it has any. */
 int sys_check_file_handles(int root_fd, int proc_fd, int *encodes);
 /* System calls Python's os module lacks; 0 or a length, or -errno. */
-int sys_renameat2(int olddir, const char *oldname, int newdir, const char *newname, uint32_t flags);
 int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 int sys_syncfs(int fd);
 int sys_statx(int fd, uint32_t flags, uint32_t mask, struct wire_statx *out);
-/* Times of an inode by any descriptor, O_PATH too (utimensat, AT_EMPTY_PATH). nsec may be UTIME_NOW or UTIME_OMIT. */
-int sys_utimens(int fd, int64_t atime, uint32_t atimensec, int64_t mtime, uint32_t mtimensec);
 
 #endif

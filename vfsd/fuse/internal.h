@@ -87,6 +87,7 @@ struct core {
 	uint64_t root_dev;       /* inode_key.dev of the share's own file system */
 	uint32_t root_traits;    /* file_system_traits of it */
 	bool can_map;            /* dax_possible */
+	bool has_fchmodat2;      /* the host */
 	struct dax_room room;
 	uint32_t tails;          /* records of the inode table that are no inodes (inode.h) */
 	struct evictor evictor;
@@ -214,6 +215,10 @@ int handle_of_inode(struct core *core, uint64_t nodeid, uint64_t *fh);
 /* evict.c. Room for `wanted` more descriptors, which those of idle inodes make. Asked before one is opened: the table of
  * descriptors is shared with the control process, which must find room in it. 0, or -ENFILE when what is open fills it. */
 int make_room(struct core *core, uint32_t wanted);
+/* Before a name is taken away from an inode (rename, unlink): the inode it leads to keeps its descriptor, so that it is
+ * not lost. A token for the matching inode_moved. `dir_fd` is a directory. */
+uint64_t inode_moving(struct core *core, int dir_fd, const char *name);
+void inode_moved(struct core *core, uint64_t token);
 /* The same for an open file or directory: some room is left for inodes. */
 int make_room_for_handle(struct core *core);
 /* After an open failed with this errno: whether another descriptor was closed, so that it may be tried again. */
@@ -249,8 +254,11 @@ int reopen(const struct core *core, int fd, uint32_t flags);
 int open_beneath(int dir_fd, const char *path);
 /* Where the kernel says a descriptor leads, at most `size` - 1 bytes, and NUL. Their number, or -errno. */
 ssize_t path_of(const struct core *core, int fd, char *path, size_t size);
-/* chmod of what a descriptor stands for, an O_PATH one too. 0 or -errno. */
+/* chmod, truncate and link of what a descriptor stands for, an O_PATH one too. 0 or -errno. */
 int set_mode(const struct core *core, int fd, uint32_t mode);
+bool has_fchmodat2(void);
+int truncate_fd(int fd, uint64_t size);
+int link_fd(const struct core *core, int fd, int dir_fd, const char *name);
 
 /* ids.c: the caller of a request as the host knows it. 0, or -EPERM when one of its ids is forbidden. */
 int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *groups, uint32_t count);
@@ -289,6 +297,13 @@ struct directory {
 /* What LOOKUP answers. With `reserved`, room for a descriptor was made before. 0 or -errno. */
 int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
 	     struct fuse_entry_out *out);
+/* The same for ops that made what a name leads to: find_room in serve.c made room first. entry_made: just now, so that it
+ * is an inode nobody knows. */
+int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out);
+int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out);
+/* What GETATTR answers, by an open handle or NO_HANDLE. 0 or -errno. */
+int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
+#define NO_HANDLE UINT64_MAX
 /* The entry of an O_PATH descriptor, which is given away with the call; `dir` may be NULL. 0 or -errno. */
 int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out);
 
@@ -356,6 +371,16 @@ int64_t op_lookup(struct core *core, struct fuse_request *request);
 int64_t op_forget(struct core *core, struct fuse_request *request);
 int64_t op_batch_forget(struct core *core, struct fuse_request *request);
 int64_t op_getattr(struct core *core, struct fuse_request *request);
+int64_t op_setattr(struct core *core, struct fuse_request *request);
+int64_t op_readlink(struct core *core, struct fuse_request *request);
+int64_t op_symlink(struct core *core, struct fuse_request *request);
+int64_t op_mknod(struct core *core, struct fuse_request *request);
+int64_t op_mkdir(struct core *core, struct fuse_request *request);
+int64_t op_unlink(struct core *core, struct fuse_request *request);
+int64_t op_rmdir(struct core *core, struct fuse_request *request);
+int64_t op_rename(struct core *core, struct fuse_request *request);
+int64_t op_rename2(struct core *core, struct fuse_request *request);
+int64_t op_link(struct core *core, struct fuse_request *request);
 int64_t op_open(struct core *core, struct fuse_request *request);
 int64_t op_create(struct core *core, struct fuse_request *request);
 int64_t op_read(struct core *core, struct fuse_request *request);

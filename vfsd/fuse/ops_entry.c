@@ -86,6 +86,13 @@ int entry_at(struct core *core, const struct directory *dir, const char *name, b
 	return fd < 0 ? fd : entry_new(core, dir, fd, out);
 }
 
+int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out)
+{
+	int fd = open_surely(core, dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
+
+	return fd < 0 ? fd : entry_new(core, dir, fd, out);
+}
+
 static int look_up(struct core *core, uint64_t parent, const char *name, bool reserved, struct fuse_entry_out *out)
 {
 	struct directory dir = {.nodeid = parent};
@@ -101,7 +108,6 @@ static int look_up(struct core *core, uint64_t parent, const char *name, bool re
 
 int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out)
 {
-	/* For ops that made what the name leads to: check_allowed in serve.c made room first. */
 	return look_up(core, parent, name, true, out);
 }
 
@@ -167,7 +173,7 @@ int64_t op_batch_forget(struct core *core, struct fuse_request *request)
 
 int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out)
 {
-	bool by_handle = fh != UINT64_MAX;
+	bool by_handle = fh != NO_HANDLE;
 	int fd = by_handle ? handle_get(core, fh) : inode_get(core, nodeid, NULL);
 	struct statx stat;
 	int error;
@@ -193,7 +199,7 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 int64_t op_getattr(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_getattr_in *in = (const void *)request->arg;
-	uint64_t fh = in->getattr_flags & FUSE_GETATTR_FH ? in->fh : UINT64_MAX;
+	uint64_t fh = in->getattr_flags & FUSE_GETATTR_FH ? in->fh : NO_HANDLE;
 	int error = attr_get(core, request->header.nodeid, fh, (struct fuse_attr_out *)request->reply);
 
 	return error < 0 ? error : (int64_t)sizeof(struct fuse_attr_out);

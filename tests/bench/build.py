@@ -16,11 +16,12 @@ from vhost.build import header
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = [HERE / name for name in ("driver.c", "ring.c", "reply.c", "alone.c")]
-HEADERS = [HERE / name for name in ("driver.h", "ring.h", "alone.h")]
+SOURCES = [HERE / name for name in ("driver.c", "ring.c", "reply.c", "alone.c", "bare.c")]
+HEADERS = [HERE / name for name in ("driver.h", "ring.h", "alone.h", "bare.h")]
 #: What those are compiled with.
 BELOW = [ROOT / "vhost" / name for name in ("virtq.h", "memory.h", "barrier.h", "build.py")]
-FLAGS = ["-shared", "-fPIC", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-DPy_LIMITED_API"]
+FLAGS = ["-shared", "-fPIC", "-pthread", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra",
+         "-Wno-unused-parameter", "-DPy_LIMITED_API"]  # fmt: skip
 
 
 def _compile(name: str, path: Path) -> None:
@@ -28,8 +29,8 @@ def _compile(name: str, path: Path) -> None:
 
     ffi = FFI()
     ffi.include(virtq)
-    ffi.cdef(header(HERE / "driver.h") + header(HERE / "alone.h"))
-    ffi.set_source(name, '#include "driver.h"\n#include "alone.h"\n')
+    ffi.cdef(header(HERE / "driver.h") + header(HERE / "alone.h") + header(HERE / "bare.h"))
+    ffi.set_source(name, '#include "driver.h"\n#include "alone.h"\n#include "bare.h"\n')
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         emitted, made = Path(directory, f"{name}.c"), Path(directory, path.name)
         with redirect_stdout(sys.stderr):

@@ -30,6 +30,10 @@ class Kind(NamedTuple):
     source: str = ""
     #: What it answers has no content: the limit, and no peer.
     alone: bool = False
+    #: It is measured only at so many requests in flight, and above: a thread pool makes nothing faster below.
+    depth: int = 1
+    #: Somebody else's.
+    peer: bool = False
 
 
 def _vfsd(*options: str) -> Callable[[str, str], list[str]]:
@@ -38,23 +42,33 @@ def _vfsd(*options: str) -> Callable[[str, str], list[str]]:
     ]  # fmt: skip
 
 
-def _rust(handles: str) -> Callable[[str, str], list[str]]:
-    return lambda path, share: [
-        str(RUST), f"--socket-path={path}", f"--shared-dir={share}", f"--inode-file-handles={handles}"
-    ]  # fmt: skip
+def _rust(*options: str) -> Callable[[str, str], list[str]]:
+    return lambda path, share: [str(RUST), f"--socket-path={path}", f"--shared-dir={share}", *options]
 
+
+def _c(*options: str) -> Callable[[str, str], list[str]]:
+    return lambda path, share: [str(C), f"--socket-path={path}", "-o", f"source={share}", *options]
+
+
+RUST_SOURCE = "scripts/fetch-newer"
+C_SOURCE = "apt-get install qemu-system-common (Debian 12)"
+#: Of a thread pool: more threads were not faster on two cores.
+POOL = "--thread-pool-size=4"
 
 VFSD = "vfsd"
 ALONE = "ring alone"
+#: No daemon: the system calls alone (bare.c).
+BARE = "bare calls"
 KINDS = {
     VFSD: Kind(_vfsd()),
     "vfsd, no sandbox": Kind(_vfsd("--sandbox=none")),
-    "Rust": Kind(_rust("prefer"), RUST, "scripts/fetch-newer"),
-    "Rust, no handles": Kind(_rust("never"), RUST, "scripts/fetch-newer"),
-    "C": Kind(lambda path, share: [str(C), f"--socket-path={path}", "-o", f"source={share}"], C,
-              "apt-get install qemu-system-common (Debian 12)"),
+    "Rust": Kind(_rust(), RUST, RUST_SOURCE, peer=True),
+    "Rust, no handles": Kind(_rust("--inode-file-handles=never"), RUST, RUST_SOURCE, peer=True),
+    "Rust, no handles, pool": Kind(_rust("--inode-file-handles=never", POOL), RUST, RUST_SOURCE, depth=8, peer=True),
+    "C": Kind(_c(), C, C_SOURCE, peer=True),
+    "C, pool": Kind(_c(POOL), C, C_SOURCE, depth=8, peer=True),
     ALONE: Kind(lambda path, share: [sys.executable, "-m", "tests.bench.alone", path], alone=True),
-}  # fmt: skip
+}
 #: What is compared unless something else is asked for.
 DEFAULT = [name for name in KINDS if name != "vfsd, no sandbox"]
 

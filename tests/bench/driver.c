@@ -80,8 +80,12 @@ static int go_on(struct driver_run *run, uint32_t number)
 	const struct driver_step *step;
 	int ret;
 
-	while (!has_to_stop(run, lane)) {
+	for (; !has_to_stop(run, lane); lane->at = (lane->at + 1) % lane->count) {
 		step = &lane->steps[lane->at];
+		if (step->unless_mask & lane->registers[step->unless_reg]) {
+			lane->sent++;
+			continue;
+		}
 		ret = send_step(run, number, step);
 		if (ret)
 			return ret;
@@ -90,7 +94,6 @@ static int go_on(struct driver_run *run, uint32_t number)
 			run->busy++;
 			return 0;
 		}
-		lane->at = (lane->at + 1) % lane->count;
 	}
 	return 0;
 }

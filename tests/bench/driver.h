@@ -60,6 +60,8 @@ struct driver_step {
 	uint64_t offset;     /* where the request says the offset (64 bits); 0: nowhere */
 	uint32_t size;       /* of the data, in bytes: whole pages */
 	uint32_t entries;    /* DRIVER_ENTRIES: so many are in the directory, besides "." and ".." */
+	uint32_t unless_reg; /* not sent when this register has */
+	uint64_t unless_mask;/* any of these bits; it counts as sent */
 	struct driver_patch patches[4]; /* DRIVER_PATCHES */
 };
 
@@ -73,6 +75,8 @@ struct driver_lane {
 	uint64_t offset;     /* the next request with data begins there: */
 	uint64_t first;      /* from this byte of the file on, */
 	uint64_t end;        /* and before this one, when it begins at `first` again */
+	uint64_t last;       /* where the last request with data began */
+	uint32_t random;     /* 1: in the order of driver_next */
 	uint32_t entries;    /* seen since the directory's begin */
 	uint32_t sent;       /* requests, in this run */
 	uint32_t in_flight;  /* 1: a reply is awaited */
@@ -123,6 +127,10 @@ struct driver_run {
 
 /* The eight bytes each page of a file begins with: its number, and who wrote it: 0, or the unique of a request. */
 uint64_t driver_stamp(uint64_t page, uint64_t unique);
+
+/* Where the data after those at `offset` are, of requests of `size` bytes in this part of a file. At random: of the
+ * greatest power of two that has room each block once, before any a second time. */
+uint64_t driver_next(uint64_t first, uint64_t end, uint64_t offset, uint64_t size, uint32_t random);
 
 /* 0 when all lanes have stopped; -EBADMSG for a bad reply, -ENOSPC when there are more lanes than the ring has room for
  * (then the rings are not usable any more); -EINTR when a signal came while it waited, or might have come while it span:

@@ -100,6 +100,8 @@ class Step(NamedTuple):
     offset_at: int = 0
     #: In the directory.
     entries: int = 0
+    #: A register and a mask: it is not sent when any of these bits is set there.
+    unless: tuple[int, int] | None = None
 
 
 class Piece(NamedTuple):
@@ -147,6 +149,7 @@ class Lane(NamedTuple):
     end: int = 0
     #: Where in it the first request begins.
     offset: int = 0
+    random: bool = False
 
 
 class Run(NamedTuple):
@@ -173,6 +176,7 @@ class Script:
             self.pages.append([guest.lay(step, one) for step, one in zip(steps, described.steps, strict=True)])
             lane.steps, lane.count = steps, len(described.steps)
             lane.first, lane.end, lane.offset = described.first, described.end, described.offset
+            lane.random = described.random
             for register, value in enumerate(described.registers):
                 lane.registers[register] = value
 
@@ -249,6 +253,8 @@ class Guest:
         out.error, out.units = -step.error, step.units
         out.data, out.size, out.entries = step.data, step.size, step.entries
         out.offset = laid.arguments + step.offset_at if step.data else 0
+        if step.unless:
+            out.unless_reg, out.unless_mask = step.unless
         for slot, patch in zip(out.patches, step.patches, strict=False):
             slot.addr, slot.kind, slot.reg = laid.field(patch), patch.kind, patch.register
         return laid.pages
@@ -328,7 +334,7 @@ def _patience(daemon: Daemon, seconds: float) -> Iterator[None]:
 
     def look(number: int, frame: object) -> None:
         if daemon.process.poll() is not None:
-            raise ConnectionError(f"{daemon.name} has ended: {daemon.log.read_text()}")
+            raise ConnectionError(f"{daemon.name} has ended:\n{daemon.log.read_text()}")
         if time.monotonic() > begin + seconds:
             raise TimeoutError(f"{daemon.name}: no reply after {seconds:.0f} s")
 

@@ -12,10 +12,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.daemons import Daemon
-from tests.bench.guest import Guest, Script
-from tests.bench.workloads import WORKLOADS, Workload, content, places, prepare, verify
+from tests.bench.bare import repeat
+from tests.bench.daemons import ALONE, BARE, Daemon
+from tests.bench.data import Workload
+from tests.bench.guest import BadReply, Guest, Script
+from tests.bench.share import Files, cold_file, content, places, prepare
+from tests.bench.workloads import WORKLOADS, verify
 from tests.frontend import FEATURES
+
+
+class Setting(NamedTuple):
+    """A table."""
+
+    #: Requests in flight.
+    depth: int
+    #: "one" core for driver and daemon, "two", or "free": where the host lets them run.
+    placement: str
+
+
+#: At depth 1 a round trip across cores is mostly two wake-ups.
+SETTINGS = [Setting(1, "one"), Setting(1, "two"), Setting(8, "two"), Setting(32, "two")]
 
 
 class Plan(NamedTuple):
@@ -24,8 +40,7 @@ class Plan(NamedTuple):
     daemons: Sequence[str]
     #: Names in WORKLOADS.
     workloads: Sequence[str]
-    #: Requests in flight.
-    depths: Sequence[int]
+    settings: Sequence[Setting]
     rounds: int
     #: Of each figure; a fifth of it more to get warm.
     seconds: float
@@ -33,13 +48,10 @@ class Plan(NamedTuple):
     where: Path
     #: The driver watches the ring instead of sleeping.
     spin: bool = False
-    #: "one", "two" or "free"; "auto": one core at depth 1, two above.
-    cores: str = "auto"
 
-    def placement(self, depth: int) -> str:
-        if self.cores != "auto":
-            return self.cores
-        return "one" if depth == 1 and not self.spin else "two"
+    @property
+    def depth(self) -> int:
+        return max(setting.depth for setting in self.settings)
 
 
 class Figure(NamedTuple):
@@ -51,14 +63,16 @@ class Figure(NamedTuple):
     cpu: float
 
 
-#: By workload and depth, then by daemon: a figure a round.
-Figures = dict[tuple[str, int], dict[str, list[Figure]]]
+#: By workload and setting, then by daemon, or BARE: a figure a round.
+Figures = dict[tuple[str, Setting], dict[str, list[Figure]]]
 
 
 class Results(NamedTuple):
     figures: Figures
     #: By daemon: the most memory it had after any workload of a round, MiB.
     memory: dict[str, list[float]]
+    #: What peers could not do: sentences.
+    failures: list[str]
 
 
 def pin(daemon: Daemon, placement: str, cpus: Sequence[int]) -> None:
@@ -70,12 +84,14 @@ def pin(daemon: Daemon, placement: str, cpus: Sequence[int]) -> None:
     daemon.pin({"one": {driver}, "two": others, "free": cpus}[placement])
 
 
-def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, data: bytes) -> Figure:
+def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, content: bytes) -> Figure:
     """Raises what Guest.run does, and AssertionError when the share does not show what was done."""
     guest.clear()
     where = places(guest, depth)
     script = Script(guest, [workload.lane(guest, each) for each in where])
-    verify(guest, workload, script, where, data)
+    verify(guest, workload, script, where, content)
+    if workload.cold:
+        workload.cold(guest.daemon.share)
     guest.run(script, seconds=plan.seconds / 5, spin=plan.spin)
     before = guest.daemon.cpu()
     run = guest.run(script, seconds=plan.seconds, spin=plan.spin)
@@ -86,44 +102,90 @@ def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, data: byte
     return Figure(run.units / run.seconds, used / run.units * 1e6)
 
 
-def measure_all(plan: Plan) -> Results:
-    results = Results({}, {name: [] for name in plan.daemons})
+def measure_bare(share: Path, workload: Workload, depth: int, seconds: float) -> Figure:
+    """Of the system calls alone. Raises OSError."""
+    if workload.cold:
+        workload.cold(share)
+    repeat(share, workload, depth, seconds / 5)
+    done = repeat(share, workload, depth, seconds)
+    return Figure(done.units / done.seconds, done.used / done.units * 1e6)
+
+
+def measure_all(plan: Plan, results: Results) -> None:
+    """Adds to `results` figure by figure."""
     cpus = sorted(os.sched_getaffinity(0))
-    data = content()
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cpus)
+        is_cold = any(WORKLOADS[name].cold for name in plan.workloads)
+        cold = stack.enter_context(cold_file(plan.where)) if is_cold else None
+        files = Files(content(), cold)
         for number in range(plan.rounds):
             first = number % len(plan.daemons)
             order = [*plan.daemons[first:], *plan.daemons[:first]]
-            _round(plan, order, results, cpus, data, f"round {number + 1} of {plan.rounds}")
-    finally:
-        os.sched_setaffinity(0, cpus)
-    return results
+            Round(plan, order, results, cpus, files, f"round {number + 1} of {plan.rounds}").run()
 
 
-def _round(plan: Plan, order: Sequence[str], results: Results, cpus: Sequence[int], data: bytes, title: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=plan.where) as directory, ExitStack() as stack:
-        guests = [
-            mounted(stack, name, Path(directory, str(number)), max(plan.depths), data)
-            for number, name in enumerate(order)
-        ]
-        peak = dict.fromkeys(plan.daemons, 0.0)
-        for name in plan.workloads:
-            for depth in plan.depths:
-                print(f"{title}: {name}, depth {depth}", file=sys.stderr)
+class Round(NamedTuple):
+    """All workloads once, with daemons in this order."""
+
+    plan: Plan
+    order: Sequence[str]
+    results: Results
+    cpus: Sequence[int]
+    files: Files
+    title: str
+
+    def run(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=self.plan.where) as directory, ExitStack() as stack:
+            guests = [self._mount(stack, name, directory) for name in self.order]
+            bare = Path(directory, "bare")
+            prepare(bare, self.plan.depth, self.files)
+            peak = dict.fromkeys(self.plan.daemons, 0.0)
+            for name in self.plan.workloads:
+                for setting in self.plan.settings:
+                    print(f"{self.title}: {name}, depth {setting.depth}, {setting.placement}", file=sys.stderr)
+                    for i, guest in enumerate(guests):
+                        if not self._figure(name, setting, guest):
+                            guests[i] = self._mount(stack, guest.daemon.name, directory)
+                    self._bare(name, setting, bare)
                 for guest in guests:
-                    pin(guest.daemon, plan.placement(depth), cpus)
-                    figure = measure(guest, WORKLOADS[name], depth, plan, data)
-                    row = results.figures.setdefault((name, depth), {})
-                    row.setdefault(guest.daemon.name, []).append(figure)
                     peak[guest.daemon.name] = max(peak[guest.daemon.name], guest.daemon.memory())
-        for name, most in peak.items():
-            results.memory[name].append(most)
+            for name, most in peak.items():
+                self.results.memory.setdefault(name, []).append(most)
+
+    def _mount(self, stack: ExitStack, name: str, directory: str) -> Guest:
+        own = tempfile.mkdtemp(dir=directory)
+        return mounted(stack, name, Path(own), self.plan.depth, self.files)
+
+    def _figure(self, name: str, setting: Setting, guest: Guest) -> bool:
+        """False when it was a peer's and it failed, by which it is not usable any more."""
+        daemon = guest.daemon
+        if setting.depth < daemon.kind.depth:
+            return True
+        try:
+            pin(daemon, setting.placement, self.cpus)
+            figure = measure(guest, WORKLOADS[name], setting.depth, self.plan, self.files.content)
+        except (BadReply, OSError, AssertionError) as error:
+            if not daemon.kind.peer:
+                raise
+            said = str(error).partition("\n")[0]
+            self.results.failures.append(f"{daemon.name}, {name}, depth {setting.depth}: {said}")
+            return False
+        row = self.results.figures.setdefault((name, setting), {})
+        row.setdefault(daemon.name, []).append(figure)
+        return True
+
+    def _bare(self, name: str, setting: Setting, share: Path) -> None:
+        if ALONE in self.order:
+            figure = measure_bare(share, WORKLOADS[name], setting.depth, self.plan.seconds)
+            row = self.results.figures.setdefault((name, setting), {})
+            row.setdefault(BARE, []).append(figure)
 
 
-def mounted(stack: ExitStack, name: str, directory: Path, depth: int, data: bytes, features: int = FEATURES) -> Guest:
+def mounted(stack: ExitStack, name: str, directory: Path, depth: int, files: Files, features: int = FEATURES) -> Guest:
     """A guest on a daemon, both until `stack` ends, with a share in `directory` that has all files workloads need."""
     share = directory / "share"
-    prepare(share, depth, data)
+    prepare(share, depth, files)
     # Not below a path that may be too long for a socket.
     sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
     daemon = stack.enter_context(Daemon(name, share, Path(sockets, "socket")))

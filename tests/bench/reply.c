@@ -23,6 +23,18 @@ uint64_t driver_stamp(uint64_t page, uint64_t unique)
 	return page << 32 | (uint32_t)unique;
 }
 
+uint64_t driver_next(uint64_t first, uint64_t end, uint64_t offset, uint64_t size, uint32_t random)
+{
+	uint64_t blocks = (end - first) / size;
+	uint64_t block = (offset - first) / size;
+
+	if (!random || blocks < 2)
+		return offset + size < end ? offset + size : first;
+	/* A linear congruential generator of full period (Numerical Recipes' "quick and dirty" one). */
+	blocks = 1ull << (63 - __builtin_clzll(blocks));
+	return first + ((block * 1664525 + 1013904223) & (blocks - 1)) * size;
+}
+
 static char *page_of(const struct driver_queue *queue, const struct driver_step *step, uint32_t i)
 {
 	const struct vring_desc *table = at(queue, step->table);
@@ -105,9 +117,8 @@ static int take_data(struct driver_run *run, uint32_t number, const struct drive
 	if (step->data == DRIVER_READ && !run->trusting)
 		ret = check_pages(run, number, step);
 	if (step->data) {
-		lane->offset += step->size;
-		if (lane->offset >= lane->end)
-			lane->offset = lane->first;
+		lane->last = lane->offset;
+		lane->offset = driver_next(lane->first, lane->end, lane->offset, step->size, lane->random);
 	}
 	return ret;
 }

@@ -14,10 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.bench.daemons import PATIENCE, Daemon
+from tests.bench.data import Workload
 from tests.bench.guest import Guest, Script
 from tests.bench.measure import Plan, mounted
+from tests.bench.share import Files, content, places
 from tests.bench.table import line
-from tests.bench.workloads import WORKLOADS, Workload, content, places
+from tests.bench.workloads import WORKLOADS
 
 #: How often a lane's requests are repeated under strace, and before that, so that it is not begun with.
 REPEATS = 400
@@ -76,12 +78,12 @@ def table(plan: Plan) -> str:
     """A column for each daemon of the plan, a row for each workload."""
     if not shutil.which("strace"):
         raise RuntimeError("strace is not installed")
-    rows = {name: [WORKLOADS[name].title] for name in plan.workloads}
-    data = content()
+    rows = {name: [WORKLOADS[name].title] for name in plan.workloads if not WORKLOADS[name].cold}
+    files = Files(content())
     with tempfile.TemporaryDirectory(prefix="bench-", dir=plan.where) as directory:
         for number, daemon in enumerate(plan.daemons):
             with ExitStack() as stack:
-                guest = mounted(stack, daemon, Path(directory, str(number)), 1, data)
+                guest = mounted(stack, daemon, Path(directory, str(number)), 1, files)
                 for name, cells in rows.items():
                     print(f"{daemon}: {name}", file=sys.stderr)
                     cells.append(_cell(count(guest, WORKLOADS[name])))

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from tests.bench.daemons import ALONE, VFSD
-from tests.bench.measure import Figure, Figures, Plan, Results
+from tests.bench.daemons import ALONE, BARE, KINDS, VFSD
+from tests.bench.measure import Figure, Figures, Plan, Results, Setting
 from tests.bench.workloads import WORKLOADS
 
-PLACEMENTS = {"one": "driver and daemon on one core", "two": "driver and daemon on different cores",
+PLACEMENTS = {"one": "driver and daemon on one core", "two": "driver and daemon on two cores",
               "free": "placed by the host"}  # fmt: skip
 
 
@@ -23,18 +23,52 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def rates(row: dict[str, list[Figure]]) -> dict[str, float]:
-    return {name: statistics.median(figure.rate for figure in figures) for name, figures in row.items()}
+#: A daemon's figures for a row.
+Row = dict[str, Figure]
 
 
-def fastest_peer(median: dict[str, float]) -> float | None:
-    peers = [rate for name, rate in median.items() if name != ALONE and not name.startswith(VFSD)]
-    return max(peers) if peers else None
+def medians(row: dict[str, list[Figure]]) -> Row:
+    """Of rate and CPU time each."""
+    return {name: Figure(*map(statistics.median, zip(*figures, strict=True))) for name, figures in row.items()}
 
 
-def _ratios(median: dict[str, float]) -> list[str]:
-    ours, peer, limit = median.get(VFSD), fastest_peer(median), median.get(ALONE)
-    return ["" if ours is None or other is None else f"{ours / other:.2f}" for other in (peer, limit)]
+def fastest_peer(row: Row) -> str | None:
+    peers = [name for name in row if name in KINDS and KINDS[name].peer]
+    return max(peers, key=lambda name: row[name].rate, default=None)
+
+
+def limit(row: Row) -> Figure | None:
+    """What a daemon would do that has the ring's costs and those of the system calls, one after the other."""
+    if not {ALONE, BARE} <= set(row):
+        return None
+    alone, bare = row[ALONE], row[BARE]
+    return Figure(1 / (1 / alone.rate + 1 / bare.rate), alone.cpu + bare.cpu)
+
+
+def _cell(figure: Figure | None) -> str:
+    return f"{count(figure.rate)}; {figure.cpu:.3g}" if figure else ""
+
+
+def _ratios(ours: Figure | None, other: Figure | None) -> list[str]:
+    if not ours or not other:
+        return ["", ""]
+    return [f"{ours.rate / other.rate:.2f}", f"{ours.cpu / other.cpu:.2f}"]
+
+
+def compared(name: str, row: Row) -> str:
+    """A line that compares vfsd with the fastest peer and the limit."""
+    ours, peer, bound = row.get(VFSD), fastest_peer(row), limit(row)
+    other = row[peer] if peer else None
+    cells = [_cell(ours), f"{peer}: {_cell(other)}" if peer else "", *_ratios(ours, other)]
+    return line([WORKLOADS[name].title, *cells, _cell(bound), *_ratios(ours, bound)])
+
+
+COMPARED = ["", "vfsd", "fastest peer", "rate: vfsd to it", "CPU: vfsd to it", "limit", "rate: vfsd to it",
+            "CPU: vfsd to it"]  # fmt: skip
+
+
+def everything(name: str, row: Row, columns: Sequence[str]) -> str:
+    return line([WORKLOADS[name].title, *(_cell(row.get(column)) for column in columns)])
 
 
 def spread(figures: Figures) -> float:
@@ -42,41 +76,41 @@ def spread(figures: Figures) -> float:
     apart = []
     for row in figures.values():
         for rounds in row.values():
-            quarters = statistics.quantiles([figure.rate for figure in rounds], n=4, method="inclusive")
-            apart.append((quarters[2] - quarters[0]) / 2 / quarters[1])
+            if len(rounds) > 1:
+                quarters = statistics.quantiles([figure.rate for figure in rounds], n=4, method="inclusive")
+                apart.append((quarters[2] - quarters[0]) / 2 / quarters[1])
     return statistics.median(apart)
 
 
-def _rows(names: Sequence[str], depth: int, figures: Figures, daemons: Sequence[str]) -> Iterable[str]:
-    for name in names:
-        row = figures[name, depth]
-        median = rates(row)
-        cells = [
-            f"{count(median[daemon])}; {statistics.median(figure.cpu for figure in row[daemon]):.3g}"
-            for daemon in daemons
-        ]
-        yield line([WORKLOADS[name].title, *cells, *_ratios(median)])
+def ruler(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
+    """What was measured of it, as two tables: vfsd compared, and all there is."""
+    rows = {name: medians(figures[name, setting]) for name in plan.workloads if (name, setting) in figures}
+    waits = "watches the ring" if plan.spin else "sleeps until it is called"
+    columns = [name for name in (*plan.daemons, BARE) if any(name in row for row in rows.values())]
+    lines = [
+        f"Depth {setting.depth}, {PLACEMENTS[setting.placement]}. The driver {waits}. "
+        "Operations per second; the daemon's CPU time for one, µs.",
+        "",
+    ]
+    if VFSD in columns and len(columns) > 1:
+        lines += [line(COMPARED), ruler(len(COMPARED)), *(compared(name, row) for name, row in rows.items()), ""]
+    lines += [line(["", *columns]), ruler(len(columns) + 1)]
+    return [*lines, *(everything(name, row, columns) for name, row in rows.items()), ""]
 
 
 def table(plan: Plan, results: Results) -> str:
-    """A table for each depth, and one of memory."""
-    lines = []
-    for depth in plan.depths:
-        waits = "watches the ring" if plan.spin else "sleeps until it is called"
-        lines += [
-            f"Depth {depth}, {PLACEMENTS[plan.placement(depth)]}. The driver {waits}. "
-            "Operations per second; the daemon's CPU time for one, µs.",
-            "",
-            line(["", *plan.daemons, "vfsd to the fastest peer", "vfsd to the ring alone"]),
-            "|" + "---|" * (len(plan.daemons) + 3),
-            *_rows(plan.workloads, depth, results.figures, plan.daemons),
-            "",
-        ]
-    lines += [
-        line(["", *plan.daemons]),
-        "|" + "---|" * (len(plan.daemons) + 1),
-        line(["peak memory, MiB", *(f"{statistics.median(results.memory[name]):.1f}" for name in plan.daemons)]),
-    ]
+    """Tables for each setting, and one of memory."""
+    lines = [text for setting in plan.settings for text in setting_tables(plan, setting, results.figures)]
+    known = {name: statistics.median(rounds) for name, rounds in results.memory.items()}
+    if known:
+        lines += [line(["", *known]), ruler(len(known) + 1),
+                  line(["peak memory, MiB", *(f"{most:.1f}" for most in known.values())])]  # fmt: skip
+    if results.failures:
+        lines += ["", "What peers could not do:", "", *(f"- {failure}" for failure in sorted(set(results.failures)))]
     if plan.rounds > 2:
         within = f"{spread(results.figures):.0%}"
         lines += ["", f"Half of the {plan.rounds} rounds lie within {within} of the median (of all rates, the median)."]

@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 
 from tests.bench import daemons
-from tests.bench.daemons import ALONE, Kind
+from tests.bench.bare import repeat
+from tests.bench.build import lib
+from tests.bench.daemons import ALONE, BARE, Kind
 from tests.bench.guest import BadReply, Guest, Lane, Script, Step
-from tests.bench.measure import Plan, measure_all
+from tests.bench.measure import Figure, Plan, Results, Setting, measure_all
 from tests.bench.measure import mounted as mount
+from tests.bench.share import Files, content, places, prepare
 from tests.bench.syscalls import count as count_calls
-from tests.bench.table import count, fastest_peer, table
-from tests.bench.workloads import WORKLOADS, content, places, verify
+from tests.bench.table import compared, count, fastest_peer, limit, medians, table
+from tests.bench.workloads import WORKLOADS, verify
 from tests.frontend import FEATURES
 from tests.fuseclient import HEADER
 from tests.fusestructs import pack, unpack
 from tests.vhost.echo import EchoDevice
-from vfsd._fuse import lib
+from vfsd._fuse import lib as fuse
 from vhost._virtq import ffi
 from vhost.message import Feature
 
@@ -30,14 +33,14 @@ CHECKED = ["getattr", "missing", "readdirplus", "read-4k", "write-4k", "create"]
 
 
 @pytest.fixture(scope="module")
-def data() -> bytes:
-    return content()
+def files() -> Files:
+    return Files(content())
 
 
 @contextmanager
-def mounted(name: str, directory: Path, depth: int, data: bytes, features: int = FEATURES) -> Iterator[Guest]:
+def mounted(name: str, directory: Path, depth: int, files: Files, features: int = FEATURES) -> Iterator[Guest]:
     with ExitStack() as stack:
-        yield mount(stack, name, directory, depth, data, features)
+        yield mount(stack, name, directory, depth, files, features)
 
 
 def lanes(guest: Guest, name: str, depth: int) -> list[Lane]:
@@ -46,10 +49,13 @@ def lanes(guest: Guest, name: str, depth: int) -> list[Lane]:
 
 
 def test_every_workload_is_measured(tmp_path: Path) -> None:
-    plan = Plan([OURS, ALONE], list(WORKLOADS), [1, 4], rounds=1, seconds=0.02, where=tmp_path)
-    results = measure_all(plan)
-    assert set(results.figures) == {(name, depth) for name in WORKLOADS for depth in (1, 4)}
+    settings = [Setting(1, "one"), Setting(4, "two")]
+    plan = Plan([OURS, ALONE], list(WORKLOADS), settings, rounds=1, seconds=0.01, where=tmp_path)
+    results = Results({}, {}, [])
+    measure_all(plan, results)
+    assert set(results.figures) == {(name, setting) for name in WORKLOADS for setting in settings}
     for row in results.figures.values():
+        assert set(row) == {OURS, ALONE, BARE}
         assert all(figure.rate > 0 and figure.cpu > 0 for figures in row.values() for figure in figures)
     assert all(memory > 1 for rounds in results.memory.values() for memory in rounds)
     text = table(plan, results)
@@ -57,30 +63,49 @@ def test_every_workload_is_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("random", [False, True])
+def test_each_block_comes_once(random: bool) -> None:
+    offsets, offset = [], 8192
+    for _ in range(64):
+        offsets.append(offset)
+        offset = lib.driver_next(8192, 8192 + 64 * 4096, offset, 4096, random)
+    assert offset == 8192 and sorted(offsets) == list(range(8192, 8192 + 64 * 4096, 4096))
+    assert (offsets == sorted(offsets)) != random
+
+
+def test_bare_calls_that_fail_are_told_of(tmp_path: Path, files: Files) -> None:
+    prepare(tmp_path / "share", 2, files)
+    done = repeat(tmp_path / "share", WORKLOADS["rename"], 2, 0.001)
+    assert done.units > 0 and 0 < done.used <= done.seconds * 1.5
+    (tmp_path / "share/lane-1/missing").touch()
+    with pytest.raises(OSError, match="lookup, missing name: EEXIST"):
+        repeat(tmp_path / "share", WORKLOADS["missing"], 2, 0.001)
+
+
 @pytest.mark.parametrize(
     "without, spin", [(Feature.INDIRECT_DESC, False), (Feature.EVENT_IDX, False), (Feature.EVENT_IDX, True)], ids=str
 )
-def test_other_rings(tmp_path: Path, data: bytes, without: Feature, spin: bool) -> None:
+def test_other_rings(tmp_path: Path, files: Files, without: Feature, spin: bool) -> None:
     depth = 3
-    with mounted(OURS, tmp_path, depth, data, FEATURES & ~without) as guest:
+    with mounted(OURS, tmp_path, depth, files, FEATURES & ~without) as guest:
         for name in ("read-1m", "create"):
             guest.clear()
             where = places(guest, depth)
             script = Script(guest, lanes(guest, name, depth))
-            verify(guest, WORKLOADS[name], script, where, data)
+            verify(guest, WORKLOADS[name], script, where, files.content)
             assert guest.run(script, seconds=0.02, spin=spin).units >= depth
 
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_a_device_that_knows_no_files_is_found_out(
-    tmp_path: Path, data: bytes, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: Files, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(daemons.KINDS, ALONE, daemons.KINDS[ALONE]._replace(alone=False))
-    with mounted(ALONE, tmp_path, 1, data) as guest:
+    with mounted(ALONE, tmp_path, 1, files) as guest:
         where = places(guest, 1)
         script = Script(guest, lanes(guest, name, 1))
         with pytest.raises((BadReply, AssertionError)):
-            verify(guest, WORKLOADS[name], script, where, data)
+            verify(guest, WORKLOADS[name], script, where, files.content)
             guest.run(script, seconds=0.02)
 
 
@@ -100,7 +125,7 @@ def test_a_header_that_lies(field: str, less: int, used: int, said: str) -> None
     def lie(opaque: Any, chain: Any) -> int:
         request = unpack("fuse_in_header", ffi.buffer(chain.__getattribute__("in")[0].iov_base, HEADER)[:])
         true = {"len": chain.out_len, "error": 0, "unique": request.unique}
-        init = request.opcode == lib.FUSE_INIT
+        init = request.opcode == fuse.FUSE_INIT
         header = pack("fuse_out_header", **(true if init else true | {field: true[field] - less}))
         ffi.memmove(chain.out[0].iov_base, header, len(header))
         return int(chain.out_len if init else used)
@@ -115,30 +140,55 @@ def test_a_header_that_lies(field: str, less: int, used: int, said: str) -> None
     )
     try:
         with Guest(stand_in) as guest, pytest.raises(BadReply, match=said):
-            step = Step(lib.FUSE_GETATTR, 1, pack("fuse_getattr_in"), 104, units=1)
+            step = Step(fuse.FUSE_GETATTR, 1, pack("fuse_getattr_in"), 104, units=1)
             guest.run(Script(guest, [Lane([step])]), limit=1)
     finally:
         device.close()
 
 
-def test_system_calls(tmp_path: Path, data: bytes) -> None:
-    with mounted(OURS, tmp_path, 1, data) as guest:
+def test_system_calls(tmp_path: Path, files: Files) -> None:
+    with mounted(OURS, tmp_path, 1, files) as guest:
         reading, unlinking = count_calls(guest, WORKLOADS["read-4k"]), count_calls(guest, WORKLOADS["create"])
     assert reading["preadv2"] == 1
     assert unlinking["unlinkat"] == unlinking["pwritev2"] == 1
 
 
-def test_a_daemon_that_ends_is_told_of(tmp_path: Path, data: bytes) -> None:
-    with mounted(ALONE, tmp_path, 1, data) as guest:
+def test_a_daemon_that_ends_is_told_of(tmp_path: Path, files: Files) -> None:
+    with mounted(ALONE, tmp_path, 1, files) as guest:
         script = Script(guest, lanes(guest, "getattr", 1))
         guest.daemon.process.kill()
         with pytest.raises(ConnectionError, match="has ended"):
             guest.run(script, seconds=0.1)
 
 
-def test_ratios() -> None:
-    assert fastest_peer({"vfsd": 9.0, "vfsd, no sandbox": 8.0, "Rust": 2.0, "C": 3.0, ALONE: 10.0}) == 3.0
-    assert fastest_peer({"vfsd": 9.0, ALONE: 10.0}) is None
+def test_what_vfsd_is_compared_with() -> None:
+    row = {
+        "vfsd": Figure(9.0, 2.0), "vfsd, no sandbox": Figure(8.0, 2.0), "Rust": Figure(2.0, 4.0), "C": Figure(3.0, 4.0),
+        ALONE: Figure(20.0, 0.5), BARE: Figure(60.0, 0.5),
+    }  # fmt: skip
+    assert fastest_peer(row) == "C"
+    assert fastest_peer({"vfsd": row["vfsd"], ALONE: row[ALONE]}) is None
+    bound = limit(row)
+    assert bound and bound.rate == pytest.approx(15.0) and bound.cpu == 1.0
+    assert limit({ALONE: row[ALONE]}) is None
+    assert compared("getattr", row) == "| getattr | 9; 2 | C: 3; 4 | 3.00 | 0.50 | 15; 1 | 0.60 | 2.00 |"
+
+
+def test_medians() -> None:
+    assert medians({"vfsd": [Figure(1.0, 6.0), Figure(3.0, 5.0), Figure(2.0, 4.0)]}) == {"vfsd": Figure(2.0, 5.0)}
     assert [count(value) for value in (3.14159, 999.0, 12345.0, 250_000.0, 2_500_000.0)] == [
         "3.14", "999", "12.3k", "250k", "2.5M"
     ]  # fmt: skip
+
+
+def test_a_peer_that_fails_is_told_of_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that knows no files, posing as a peer: nothing is read, but the next workload can be tried."""
+    posing = daemons.KINDS[ALONE]._replace(alone=False, peer=True)
+    monkeypatch.setitem(daemons.KINDS, "Rust", posing)
+    setting = Setting(1, "one")
+    plan = Plan(["Rust"], ["read-4k", "statfs"], [setting], rounds=1, seconds=0.001, where=tmp_path)
+    results = Results({}, {}, [])
+    measure_all(plan, results)
+    assert [failure.partition(": ")[0] for failure in results.failures] == ["Rust, read-4k, depth 1"]
+    assert list(results.figures) == [("statfs", setting)]
+    assert "- Rust, read-4k, depth 1: Rust, READ in lane 0: a page holds" in table(plan, results)

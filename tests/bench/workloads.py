@@ -1,97 +1,36 @@
-"""What is measured: for each workload the files it needs, the requests each lane repeats, and what the share must look
-like after each of them."""
+"""What is measured: for each workload the requests each lane repeats, and what the share must look like after each of
+them."""
 
 import os
-import random
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from tests.bench import data
 from tests.bench.build import lib
+from tests.bench.data import FH, FH_AT, NODEID, NODEID_AT, Workload
 from tests.bench.guest import PAGE, Guest, Lane, Script, Step, match, put, take
+from tests.bench.share import MANY, Place, has_disk
 from tests.frontend import MIB
-from tests.fuseclient import HEADER, REPLY_HEADER, ROOT
+from tests.fuseclient import REPLY_HEADER, ROOT
 from tests.fusestructs import pack
 from vfsd._fuse import ffi
 from vfsd._fuse import lib as fuse
 
-#: Of the files that are read and written.
-FILE_SIZE = 32 * MIB
-#: Files in the directory that is listed. Their names have 10 bytes.
-MANY = 1000
-
-NODEID_AT: int = ffi.offsetof("struct fuse_in_header", "nodeid")
-#: Of a handle in the arguments of all requests that have one.
-FH_AT = HEADER
 ENTRY: int = ffi.sizeof("struct fuse_entry_out")
 ATTR: int = ffi.sizeof("struct fuse_attr_out")
 OPENED: int = ffi.sizeof("struct fuse_open_out")
-WRITTEN: int = ffi.sizeof("struct fuse_write_out")
+#: Where in the last one, with what lies beside them.
+OPEN_FLAGS: int = ffi.offsetof("struct fuse_open_out", "open_flags")
+STATFS: int = ffi.sizeof("struct fuse_statfs_out")
 #: Where replies say what file it is.
 ENTRY_NODEID = REPLY_HEADER + ffi.offsetof("struct fuse_entry_out", "nodeid")
 ATTR_INO = REPLY_HEADER + ffi.offsetof("struct fuse_attr_out", "attr") + ffi.offsetof("struct fuse_attr", "ino")
-
-# Registers.
-NODEID, FH, INO = range(3)
-
-
-class Place(NamedTuple):
-    """Where a lane works: a directory of its own, as only one process at a time changes a directory of a guest."""
-
-    number: int
-    depth: int
-    path: Path
-    nodeid: int
-
-    @property
-    def file(self) -> Path:
-        return self.path / "known"
-
-
-class Workload(NamedTuple):
-    title: str
-    #: What a lane repeats.
-    lane: Callable[[Guest, Place], Lane]
-    #: AssertionError when the share does not show what the lane's first `done` requests did.
-    check: Callable[[Script, Place, int], None] = lambda script, place, done: None
-    #: The same of a run that has ended.
-    finished: Callable[[Script, Place], None] = lambda script, place: None
-    #: Every byte that is read is compared with this file.
-    read: str = ""
-
-
-def stamp(page: int) -> bytes:
-    return struct.pack("=Q", lib.driver_stamp(page, 0))
-
-
-def content() -> bytes:
-    """Of the file that is read."""
-    data = bytearray(random.Random(0).randbytes(FILE_SIZE))
-    for page in range(FILE_SIZE // PAGE):
-        data[page * PAGE : page * PAGE + 8] = stamp(page)
-    return bytes(data)
-
-
-def prepare(share: Path, depth: int, data: bytes) -> None:
-    """Makes all that any workload needs. `data` is what `content` gave."""
-    for number in range(depth):
-        place = share / f"lane-{number}"
-        place.mkdir(parents=True)
-        (place / "known").write_bytes(b"known")
-    (share / "many").mkdir()
-    for number in range(MANY):
-        (share / "many" / f"file-{number:05}").touch()
-    (share / "read").write_bytes(data)
-    (share / "written").write_bytes(data)
-
-
-def places(guest: Guest, depth: int) -> list[Place]:
-    share = guest.daemon.share
-    return [
-        Place(number, depth, share / f"lane-{number}", guest.client.lookup(ROOT, b"lane-%d" % number).nodeid)
-        for number in range(depth)
-    ]
+#: Registers, as those of data.py.
+INO, FLAGS = 2, 3
+KIB = 1024
+#: Seconds.
+UTIMES = (1_000_000_000, 1_000_000_001)
 
 
 def _known(guest: Guest, place: Place) -> int:
@@ -146,7 +85,8 @@ def rename(guest: Guest, place: Place) -> Lane:
 
 
 def rename_check(script: Script, place: Place, done: int) -> None:
-    assert [path.name for path in place.path.iterdir()] == [("known", "renamed")[done % 2]]
+    names = {path.name for path in place.path.iterdir()}
+    assert names & {"known", "renamed"} == {("known", "renamed")[done % 2]}
 
 
 def mkdir_rmdir(guest: Guest, place: Place) -> Lane:
@@ -171,6 +111,53 @@ def readdirplus(guest: Guest, place: Place) -> Lane:
     return Lane([step])
 
 
+def utimens(guest: Guest, place: Place) -> Lane:
+    nodeid = _known(guest, place)
+    valid = fuse.FATTR_ATIME | fuse.FATTR_MTIME
+    times = [pack("fuse_setattr_in", valid=valid, atime=second, mtime=second) for second in UTIMES]
+    return Lane([Step(fuse.FUSE_SETATTR, nodeid, each, ATTR, units=1) for each in times])
+
+
+def utimens_check(script: Script, place: Place, done: int) -> None:
+    assert place.file.stat().st_mtime == UTIMES[1 - done % 2]
+
+
+def statfs(guest: Guest, place: Place) -> Lane:
+    return Lane([Step(fuse.FUSE_STATFS, _known(guest, place), b"", STATFS, units=1)])
+
+
+# Other names.
+
+
+def readlink(guest: Guest, place: Place) -> Lane:
+    nodeid = guest.client.lookup(place.nodeid, b"link").nodeid
+    return Lane([Step(fuse.FUSE_READLINK, nodeid, b"", len("known"), units=1)])
+
+
+def _made_unlinked(opcode: int, place: Place, arguments: bytes) -> Lane:
+    return Lane([
+        Step(opcode, place.nodeid, arguments, ENTRY, patches=(take(ENTRY_NODEID, NODEID),)),
+        Step(fuse.FUSE_UNLINK, place.nodeid, b"made\0", units=1),
+        _forget(),
+    ])  # fmt: skip
+
+
+def symlink_unlink(guest: Guest, place: Place) -> Lane:
+    return _made_unlinked(fuse.FUSE_SYMLINK, place, b"made\0target\0")
+
+
+def symlink_check(script: Script, place: Place, done: int) -> None:
+    assert (place.path / "made").is_symlink() == (done == 1)
+
+
+def link_unlink(guest: Guest, place: Place) -> Lane:
+    return _made_unlinked(fuse.FUSE_LINK, place, pack("fuse_link_in", oldnodeid=_known(guest, place)) + b"made\0")
+
+
+def link_check(script: Script, place: Place, done: int) -> None:
+    assert place.file.stat().st_nlink == (2 if done == 1 else 1)
+
+
 # Open files.
 
 
@@ -181,15 +168,24 @@ def open_release(guest: Guest, place: Place) -> Lane:
     return Lane([opened, _release(nodeid=nodeid, units=1, patches=(put(FH_AT, FH),))])
 
 
+def opendir_releasedir(guest: Guest, place: Place) -> Lane:
+    opened = Step(fuse.FUSE_OPENDIR, place.nodeid, pack("fuse_open_in", flags=os.O_RDONLY | os.O_DIRECTORY), OPENED,
+                  patches=(take(REPLY_HEADER, FH),))  # fmt: skip
+    closed = _release(fuse.FUSE_RELEASEDIR, nodeid=place.nodeid, units=1, patches=(put(FH_AT, FH),))
+    return Lane([opened, closed])
+
+
 def create_cycle(guest: Guest, place: Place) -> Lane:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     created = pack("fuse_create_in", flags=flags, mode=0o100644, umask=0o22)
     known = put(NODEID_AT, NODEID), put(FH_AT, FH)
+    opened = REPLY_HEADER + ENTRY
     return Lane([
         Step(fuse.FUSE_CREATE, place.nodeid, created + b"created\0", ENTRY + OPENED,
-             patches=(take(ENTRY_NODEID, NODEID), take(REPLY_HEADER + ENTRY, FH))),
-        _write(0, 0, PAGE, patches=known),
-        Step(fuse.FUSE_FLUSH, arguments=pack("fuse_flush_in"), patches=known),
+             patches=(take(ENTRY_NODEID, NODEID), take(opened, FH), take(opened + OPEN_FLAGS, FLAGS))),
+        data.write_step(0, 0, PAGE, patches=known),
+        # Not sent where the daemon has said that it needs none.
+        Step(fuse.FUSE_FLUSH, arguments=pack("fuse_flush_in"), patches=known, unless=(FLAGS, fuse.FOPEN_NOFLUSH)),
         _release(flags=flags, patches=known),
         Step(fuse.FUSE_UNLINK, place.nodeid, b"created\0", units=1),
         _forget(),
@@ -203,73 +199,47 @@ def create_check(script: Script, place: Place, done: int) -> None:
         assert path.read_bytes() == script.data(place.number, 1)
 
 
-def _read(nodeid: int, fh: int, size: int) -> Step:
-    arguments = pack("fuse_read_in", fh=fh, size=size)
-    return Step(fuse.FUSE_READ, nodeid, arguments, data=lib.DRIVER_READ, size=size, units=1,
-                offset_at=ffi.offsetof("struct fuse_read_in", "offset"))  # fmt: skip
-
-
-def _write(nodeid: int, fh: int, size: int, **more: Any) -> Step:
-    arguments = pack("fuse_write_in", fh=fh, size=size)
-    return Step(fuse.FUSE_WRITE, nodeid, arguments, WRITTEN, data=lib.DRIVER_WRITE, size=size,
-                offset_at=ffi.offsetof("struct fuse_write_in", "offset"), **more)  # fmt: skip
-
-
-def read(size: int) -> Callable[[Guest, Place], Lane]:
-    def lane(guest: Guest, place: Place) -> Lane:
-        nodeid = guest.client.lookup(ROOT, b"read").nodeid
-        fh = guest.client.open(nodeid, os.O_RDONLY).fh
-        offset = place.number * FILE_SIZE // place.depth // MIB * MIB
-        return Lane([_read(nodeid, fh, size)], end=FILE_SIZE, offset=offset)
-
-    return lane
-
-
-def write(size: int) -> Callable[[Guest, Place], Lane]:
-    """Each lane has a part of the file to itself."""
-
-    def lane(guest: Guest, place: Place) -> Lane:
-        nodeid = guest.client.lookup(ROOT, b"written").nodeid
-        fh = guest.client.open(nodeid, os.O_WRONLY).fh
-        part = FILE_SIZE // place.depth // MIB * MIB
-        first = place.number * part
-        return Lane([_write(nodeid, fh, size, units=1)], first=first, end=first + part, offset=first)
-
-    return lane
-
-
-def write_finished(script: Script, place: Place) -> None:
-    """The last write is there, and every page of the lane's part is where it belongs."""
-    lane, size = script.lanes[place.number], script.described[place.number].steps[0].size
-    with open(place.path.parent / "written", "rb") as file:
-        file.seek(lane.first)
-        part = file.read(lane.end - lane.first)
-    last = (lane.offset if lane.offset > lane.first else lane.end) - size - lane.first
-    assert part[last : last + size] == script.data(place.number, 0)
-    numbers = [page for (page,) in struct.iter_unpack(f"=4xI{PAGE - 8}x", part)]
-    assert numbers == list(range(lane.first // PAGE, lane.end // PAGE))
-
-
 WORKLOADS = {
-    "getattr": Workload("getattr", getattr_),
-    "lookup": Workload("lookup, known inode", lookup_known),
-    "missing": Workload("lookup, missing name", lookup_missing),
-    "open": Workload("open + release", open_release),
-    "create": Workload("create, write 4K, flush, release, unlink", create_cycle, create_check),
-    "readdirplus": Workload("readdirplus, per entry", readdirplus),
-    "read-4k": Workload("read 4K", read(PAGE), read="read"),
-    "read-1m": Workload("read 1M", read(MIB), read="read"),
-    "write-4k": Workload("write 4K", write(PAGE), finished=write_finished),
-    "write-1m": Workload("write 1M", write(MIB), finished=write_finished),
-    "rename": Workload("rename", rename, rename_check),
-    "chmod": Workload("chmod", chmod, chmod_check),
-    "mkdir": Workload("mkdir + rmdir", mkdir_rmdir, mkdir_check),
+    "getattr": Workload("getattr", getattr_, "getattr"),
+    "lookup": Workload("lookup, known inode", lookup_known, "lookup"),
+    "missing": Workload("lookup, missing name", lookup_missing, "missing"),
+    "statfs": Workload("statfs", statfs, "statfs"),
+    "readlink": Workload("readlink", readlink, "readlink"),
+    "open": Workload("open + release", open_release, "open"),
+    "opendir": Workload("opendir + releasedir", opendir_releasedir, "opendir"),
+    "create": Workload("create, write 4K, flush, release, unlink", create_cycle, "create", check=create_check),
+    "readdirplus": Workload("readdirplus, per entry", readdirplus, "readdirplus"),
+    "rename": Workload("rename", rename, "rename", check=rename_check),
+    "chmod": Workload("chmod", chmod, "chmod", check=chmod_check),
+    "utimens": Workload("utimens", utimens, "utimens", check=utimens_check),
+    "mkdir": Workload("mkdir + rmdir", mkdir_rmdir, "mkdir", check=mkdir_check),
+    "symlink": Workload("symlink + unlink", symlink_unlink, "symlink", check=symlink_check),
+    "link": Workload("link + unlink", link_unlink, "link", check=link_check),
+    "read-4k": data.read("read 4K", PAGE),
+    "read-64k": data.read("read 64K", 64 * KIB),
+    "read-128k": data.read("read 128K", 128 * KIB),
+    "read-1m": data.read("read 1M", MIB),
+    "random-read-4k": data.read("read 4K at random", PAGE, True),
+    "random-read-64k": data.read("read 64K at random", 64 * KIB, True),
+    "write-4k": data.write("write 4K", PAGE),
+    "write-64k": data.write("write 64K", 64 * KIB),
+    "write-128k": data.write("write 128K", 128 * KIB),
+    "write-1m": data.write("write 1M", MIB),
+    "random-write-4k": data.write("write 4K at random", PAGE, True),
+    "random-write-64k": data.write("write 64K at random", 64 * KIB, True),
+    "fsync": data.fsync("write 4K + fsync"),
+    "cold-read": data.read_cold("read 4K at random, from the disk"),
 }
 
 
-def verify(guest: Guest, workload: Workload, script: Script, where: Sequence[Place], data: bytes) -> None:
+def available(where: Path) -> list[str]:
+    """Those that can be done there."""
+    return [name for name, each in WORKLOADS.items() if not each.cold or has_disk(where)]
+
+
+def verify(guest: Guest, workload: Workload, script: Script, where: Sequence[Place], content: bytes) -> None:
     """All lanes go through their requests once, one at a time; after each the share is looked at."""
-    compared = data if workload.read else None
+    compared = content if workload.compared else None
     for done in range(1, len(script.described[0].steps) + 1):
         guest.run(script, limit=1, content=compared)
         for place in where if not guest.daemon.kind.alone else ():

@@ -46,6 +46,7 @@ fuse.cdef(header(HERE / "fuse" / "config.h"))
 fuse.cdef(header(HERE / "fuse" / "core.h"))
 for function in ("fuse_door", "fuse_refused"):
     fuse.cdef(f'extern "Python" int64_t {function}(struct core *core, struct fuse_request *request);')
+fuse.cdef('extern "Python" int fuse_lend(struct core *core, uint32_t work);')
 fuse.set_source("vfsd._fuse", '#include "core.h"\n')
 
 process = FFI()

@@ -118,9 +118,10 @@ class FsDevice:
 
     def served(self) -> str:
         """How many requests of each kind were answered since the front-end came."""
-        counts = enumerate(self._core_config().session.served)
-        rows = ((count, lib.fuse_row_name(opcode)) for opcode, count in counts if count)
-        return ", ".join(f"{count} {ffi.string(name).decode()}" for count, name in rows)
+        session = self._core_config().session
+        rows = ((count, lib.fuse_row_name(opcode)) for opcode, count in enumerate(session.served) if count)
+        counts = ", ".join(f"{count} {ffi.string(name).decode()}" for count, name in rows)
+        return f"{counts}; {session.aside} of them had to wait for a disk" if session.aside else counts
 
     def read_config(self, offset: int, size: int) -> bytes:
         # The number of request queues is the front-end's to choose. Those that ask here, rather than answer the guest

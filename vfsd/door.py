@@ -150,12 +150,12 @@ def op(
 
 
 class Pool:
-    """A fixed number of threads for blocking ops. Made in a worker before its rings run, closed after they stopped.
-    What is submitted before it has started waits for that."""
+    """A fixed number of threads for blocking ops, and those that are lent to C. Made in a worker before its rings run,
+    closed after they stopped. What is submitted before it has started waits for that."""
 
     def __init__(self, threads: int = 4) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._count, self._threads = threads, list[threading.Thread]()
+        self._count, self._threads, self._lent = threads, list[threading.Thread](), list[threading.Thread]()
 
     def start(self) -> None:
         self._threads = begin([(f"blocking {n}", self._work) for n in range(self._count)])
@@ -163,11 +163,15 @@ class Pool:
     def submit(self, task: Callable[[], None]) -> None:
         self._queue.put(task)
 
+    def lend(self, work: Callable[[], None]) -> None:
+        """Has a thread of its own do some work, which ends by itself before `close` is called."""
+        self._lent += begin([(f"lent {len(self._lent)}", work)])
+
     def close(self) -> None:
         """Returns when every task submitted has run."""
         for _ in self._threads:
             self._queue.put(None)
-        for thread in self._threads:
+        for thread in self._threads + self._lent:
             thread.join()
 
     def _work(self) -> None:
@@ -202,6 +206,7 @@ def close_door(core: Core) -> None:
     """Drains the pool; to be called before core.close(), after the rings have stopped."""
     door = _doors.pop(core.pointer)
     if door.pool:
+        lib.fuse_lent_end(core.pointer)
         door.pool.close()
 
 
@@ -237,6 +242,16 @@ def fuse_door(core: Any, packet: Any) -> int:
         result, reply = door.parking.park(chain, op, request, body)
     ffi.memmove(packet.reply, reply, len(reply))
     return result
+
+
+@ffi.def_extern(error=-errno.EIO, onerror=_raised)  # type: ignore[untyped-decorator]
+def fuse_lend(core: Any, work: int) -> int:
+    """The fuse_lend_function of config.h."""
+    pool = _doors[core].pool
+    if not pool:
+        return -errno.EAGAIN
+    pool.lend(lambda: lib.fuse_lent(core, work))
+    return 0
 
 
 def _finish(core: Core, chain: Any, op: Op, request: Request, body: bytes) -> None:

@@ -2,14 +2,20 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fuseclient import FuseClient
 from tests.ops.mount import Mount, share
 from tests.ops.windowed import Worker
+from tests.ring.ring import Ring
+from vfsd._fuse import ffi, lib
+from vfsd.door import Pool, close_door, open_door
 from vfsd.settings import Settings
+from vhost._virtq import lib as virtq
 
 
 @pytest.fixture
@@ -32,3 +38,27 @@ def worker() -> Iterator[Worker]:
     worker.window.clear()
     assert worker.files() == []
     worker.padded.close()
+
+
+@pytest.fixture
+def ringed(tmp_path: Path) -> Iterator[tuple[Mount, Ring, FuseClient]]:
+    """A share served on a real ring with a pool, and a client on that ring."""
+    ring = Ring(num=64, regions=((0, 4 << 20),))
+    assert ring.open() == 0
+    with share(tmp_path, Settings(xattr=True, allow_direct_io=True)) as mount:
+        close_door(mount.core)
+        pool = Pool(threads=2)
+        pool.start()
+        open_door(mount.core, pool)
+        serve = ffi.addressof(lib, "fuse_serve")
+        ring.threads = [threading.Thread(target=lambda: virtq.virtq_run(ring.queue, serve, mount.core.pointer))]
+        ring.threads[0].start()
+        client = FuseClient(lambda request, room: ring.driver.request([request], [room] if room else []))
+        client.setxattr_ext = True
+        yield mount, ring, client
+        ring.stop()
+        # A request is pending for a moment after its reply is there (virtq_complete): until the pool is done with it.
+        close_door(mount.core)
+        assert virtq.virtq_pending(ring.queue) == 0
+        open_door(mount.core)
+    ring.close()

@@ -7,7 +7,7 @@ import os
 import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,8 @@ from tests.ring.ring import Ring
 from vfsd import door
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core
-from vfsd.door import OPS, Op, Pool, Request, close_door, open_door
+from vfsd.door import OPS, Op, Request
 from vfsd.settings import Settings
-from vhost._virtq import lib as virtq
 
 
 def test_rows_without_a_function_are_pythons() -> None:
@@ -135,30 +134,6 @@ def test_hostile_arguments(tmp_path: Path) -> None:
             client.exchange(opcode, source.choice(nodes), body, room)
         for _ in range(100):
             client.exchange(lib.FUSE_INIT, 0, struct.pack("=II", 7, 38) + source.randbytes(56), 80)
-
-
-@pytest.fixture
-def ringed(tmp_path: Path) -> Iterator[tuple[Mount, Ring, FuseClient]]:
-    """A share served on a real ring with a pool, and a client on that ring."""
-    ring = Ring(num=16, regions=((0, 1 << 20),))
-    assert ring.open() == 0
-    with share(tmp_path, Settings(xattr=True)) as mount:
-        close_door(mount.core)
-        pool = Pool(threads=2)
-        pool.start()
-        open_door(mount.core, pool)
-        serve = ffi.addressof(lib, "fuse_serve")
-        ring.threads = [threading.Thread(target=lambda: virtq.virtq_run(ring.queue, serve, mount.core.pointer))]
-        ring.threads[0].start()
-        client = FuseClient(lambda request, room: ring.driver.request([request], [room] if room else []))
-        client.setxattr_ext = True
-        yield mount, ring, client
-        ring.stop()
-        # A request is pending for a moment after its reply is there (virtq_complete): until the pool is done with it.
-        close_door(mount.core)
-        assert virtq.virtq_pending(ring.queue) == 0
-        open_door(mount.core)
-    ring.close()
 
 
 def test_deferred_ops_are_finished(ringed: tuple[Mount, Ring, FuseClient]) -> None:

@@ -20,7 +20,7 @@ struct core_session {
 	uint64_t thrashed[128]; /* digests of inodes that are not to be mapped, whatever nodeid they get (dax.c); 0: none */
 	uint64_t served[64];    /* requests answered or deferred, by opcode, since the front-end came */
 	uint32_t mounts;        /* counts core_reset, after which requests are numbered anew */
-	uint32_t reserved;
+	uint32_t aside;         /* counts requests that were served aside, since they would have waited for a disk */
 };
 
 /* Bytes of a record of the arenas. */
@@ -75,6 +75,14 @@ struct core_ids {
  * is owed. An op that runs as its caller (TMPFILE) does so on this thread only: it is not
  * deferred. */
 typedef int64_t (*fuse_door_function)(struct core *core, struct fuse_request *request);
+
+/* Lends one more thread, which runs fuse_lent until that returns. 0, or -errno when there is none to be had. */
+typedef int (*fuse_lend_function)(struct core *core, uint32_t work);
+#define LEND_SERVE 0 /* serves requests that wait for a disk */
+#define LEND_READ 1  /* has READs under way that do */
+void fuse_lent(struct core *core, uint32_t work);
+/* Has all of them return, once they have nothing to do. */
+void fuse_lent_end(struct core *core);
 
 /* virtq_complete, handed over as a pointer: it lives in the other extension. */
 typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
@@ -194,6 +202,7 @@ struct core_config {
 	fuse_door_function door;
 	fuse_door_function refused; /* told of what fuse_refuse answers, as far as it could be read; returns nothing */
 	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
+	fuse_lend_function lend;   /* NULL: no threads to be had */
 	struct core_session *session;
 	void *inodes;           /* arenas */
 	void *handles;

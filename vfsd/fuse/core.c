@@ -44,6 +44,8 @@ struct core *core_new(const struct core_config *config, int *error)
 	}
 	for (i = 0; i < POSITION_LOCKS; i++)
 		pthread_mutex_init(&core->position[i], NULL);
+	later_open(core);
+	reader_open(core);
 	return core;
 }
 
@@ -51,6 +53,8 @@ void core_free(struct core *core)
 {
 	int i;
 
+	reader_close(core);
+	later_close(core);
 	for (i = 0; i < POSITION_LOCKS; i++)
 		pthread_mutex_destroy(&core->position[i]);
 	lock_table_close(core);

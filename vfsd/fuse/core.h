@@ -26,6 +26,7 @@ struct fuse_request {
 	uint32_t names_end;     /* where in `arg` the names end */
 	uint32_t found;         /* CREATE: the file was there */
 	uint32_t made;          /* by a worker that died, for this request */
+	uint32_t waits;         /* its thread may wait for a disk: no ring waits for it */
 	struct memo *memo;      /* what is kept of it (once.c), or NULL */
 };
 

@@ -90,6 +90,7 @@ int handle_add(struct core *core, uint64_t nodeid, int fd, uint64_t *fh)
 		record->fd = fd;
 		record->maps = maps;
 		core->handles.private[slot].pins = 1;
+		core->handles.private[slot].plain = 0;
 		*fh = slots_id(&core->handles, slot);
 		/* Before there is such a handle, so that there is none that nobody knows. */
 		if (memo)
@@ -119,7 +120,7 @@ void handle_place(struct core *core, uint64_t fh, uint64_t nodeid, int fd)
 	pthread_mutex_unlock(&core->handles.lock);
 }
 
-int handle_get(struct core *core, uint64_t fh)
+int handle_get_data(struct core *core, uint64_t fh, uint8_t **plain)
 {
 	struct handle_record *record;
 	int fd = -EBADF;
@@ -129,10 +130,18 @@ int handle_get(struct core *core, uint64_t fh)
 	record = (struct handle_record *)slots_find(&core->handles, fh, &slot);
 	if (record) {
 		core->handles.private[slot].pins++;
+		*plain = &core->handles.private[slot].plain;
 		fd = record->fd;
 	}
 	pthread_mutex_unlock(&core->handles.lock);
 	return fd;
+}
+
+int handle_get(struct core *core, uint64_t fh)
+{
+	uint8_t *plain;
+
+	return handle_get_data(core, fh, &plain);
 }
 
 int handle_of_inode(struct core *core, uint64_t nodeid, uint64_t *fh)

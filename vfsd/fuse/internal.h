@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <sys/stat.h>
 
+#include "aside.h"
 #include "core.h"
 #include "slots.h"
 
@@ -76,6 +77,8 @@ struct dax_room {
 
 struct core {
 	struct core_config config;
+	struct later later;
+	struct reader reader;
 	struct slots inodes;
 	struct slots handles;
 	struct slots locks;
@@ -194,6 +197,8 @@ void handle_table_reset(struct core *core);
  * reserved and free. */
 int handle_record_of(struct core *core, uint32_t slot, uint64_t *nodeid);
 void handle_place(struct core *core, uint64_t fh, uint64_t nodeid, int fd);
+/* handle_get for data: *plain is kept with the handle for this worker's life, 0 at first. */
+int handle_get_data(struct core *core, uint64_t fh, uint8_t **plain);
 /* Ends a handle: its descriptor is closed with its last pin. 0 or -EBADF. */
 int handle_release(struct core *core, uint64_t fh);
 /* Whether a descriptor found in a record is open on the inode that the record names. */

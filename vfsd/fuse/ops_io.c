@@ -2,6 +2,8 @@
  * ours. */
 #include "internal.h"
 
+#include "barrier.h"
+
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,8 +13,9 @@
 
 struct transfer {
 	bool write;
-	int flags;   /* RWF_APPEND or 0 */
+	int flags;   /* RWF_APPEND, RWF_NOWAIT or 0 */
 	bool direct; /* the guest means to go past the page caches */
+	bool waits;  /* set when there is more, for which RWF_NOWAIT would have to wait */
 	const struct iovec *iov;
 	uint32_t count;
 	uint64_t skip;
@@ -22,7 +25,7 @@ struct transfer {
 
 /* Moves [skip, skip + size) of the buffers from or to the file at `offset`. Goes on after a short transfer until the
  * end of the file or an error: a short READ tells the guest where the file ends (fs/fuse/file.c, fuse_short_read). */
-static int64_t transfer(int fd, const struct transfer *what)
+static int64_t transfer(int fd, struct transfer *what)
 {
 	uint64_t size = what->size < TRANSFER_MAX ? what->size : TRANSFER_MAX;
 	struct scratch *scratch = scratch_get();
@@ -39,9 +42,13 @@ static int64_t transfer(int fd, const struct transfer *what)
 			       &parts))
 			break;
 		n = what->write ? pwritev2(fd, scratch->iov, parts, what->offset + done, what->flags)
-				: preadv2(fd, scratch->iov, parts, what->offset + done, 0);
+				: preadv2(fd, scratch->iov, parts, what->offset + done, what->flags);
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EAGAIN && (what->flags & RWF_NOWAIT)) {
+			what->waits = true;
+			break;
+		}
 		if (n < 0)
 			/* What was written is written; half a read is not the half before the end of the file. */
 			return what->write && done ? (int64_t)done : -errno;
@@ -54,7 +61,7 @@ static int64_t transfer(int fd, const struct transfer *what)
 
 /* Pages of a mapping, and whatever is done when O_DIRECT was cleared since, come on the handle that was opened with it,
  * with any length. The host refuses what its disk can't do: then it is done as the guest meant it. */
-static int64_t transfer_any(const struct core *core, int fd, const struct transfer *what)
+static int64_t transfer_any(const struct core *core, int fd, struct transfer *what)
 {
 	int64_t result = transfer(fd, what);
 	int flags, buffered;
@@ -72,6 +79,29 @@ static int64_t transfer_any(const struct core *core, int fd, const struct transf
 	return result;
 }
 
+/* Whether a transfer goes to the disk and back: then its ring does not wait for it. */
+static bool reaches_disk(const struct core *core, const struct transfer *what, uint32_t flags)
+{
+	return (what->direct && (core->config.flags & CORE_ALLOW_DIRECT_IO)) || (what->write && (flags & (O_SYNC | O_DSYNC)));
+}
+
+/* Goes on with what is not in the page cache, aside from the ring where that is possible. */
+static int64_t read_on(struct core *core, struct fuse_request *request, int fd, struct transfer *what, uint64_t done)
+{
+	const struct fuse_read_in *in = (const void *)request->arg;
+	/* The guest may have cleared O_DIRECT since: see reader.c for why it matters. */
+	bool cached = !(core->config.flags & CORE_ALLOW_DIRECT_IO) || !(fcntl(fd, F_GETFL) & O_DIRECT);
+
+	if (cached && reader_read(core, request, fd, in->fh, what->offset, what->size, done))
+		return VIRTQ_DEFERRED;
+	if (later_serve(core, request->chain)) {
+		handle_put(core, in->fh);
+		return VIRTQ_DEFERRED;
+	}
+	what->flags = 0;
+	return transfer_any(core, fd, what);
+}
+
 int64_t op_read(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_read_in *in = (const void *)request->arg;
@@ -82,13 +112,28 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 		.skip = sizeof(struct fuse_out_header), .offset = in->offset,
 		.size = in->size < room ? in->size : room,
 	};
-	int fd = handle_get(core, in->fh);
+	bool aside = later_possible(core, request);
+	uint8_t *plain;
 	int64_t result;
+	int fd;
 
+	if (aside && reaches_disk(core, &what, in->flags) && later_serve(core, request->chain))
+		return VIRTQ_DEFERRED;
+	fd = handle_get_data(core, in->fh, &plain);
 	if (fd < 0)
 		return fd;
+	if (aside && !read_once(plain))
+		what.flags = RWF_NOWAIT;
 	result = transfer_any(core, fd, &what);
-	handle_put(core, in->fh);
+	if (result == -EOPNOTSUPP && what.flags) {
+		write_once(plain, 1);
+		what.flags = 0;
+		result = transfer_any(core, fd, &what);
+	}
+	if (what.waits)
+		result = read_on(core, request, fd, &what, result);
+	if (result != VIRTQ_DEFERRED)
+		handle_put(core, in->fh);
 	return result;
 }
 
@@ -106,7 +151,7 @@ static int write_begin(struct core *core, struct fuse_request *request, int fd, 
 	return priv_begin(core, fd, kill, request->header.uid, request->header.gid, priv);
 }
 
-static int64_t write_out(struct core *core, struct fuse_request *request, int fd, const struct transfer *what)
+static int64_t write_out(struct core *core, struct fuse_request *request, int fd, struct transfer *what)
 {
 	struct priv priv;
 	int64_t result = write_begin(core, request, fd, &priv);
@@ -194,6 +239,8 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 
 	if (in->size > request->header.len - what.skip)
 		return -EINVAL;
+	if (later_possible(core, request) && reaches_disk(core, &what, in->flags) && later_serve(core, request->chain))
+		return VIRTQ_DEFERRED;
 	fd = handle_get(core, in->fh);
 	if (fd < 0)
 		return fd;

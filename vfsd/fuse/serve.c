@@ -315,11 +315,10 @@ static uint32_t reply_max(const struct virtq_chain *chain)
 	return room < REPLY_MAX ? (uint32_t)room : REPLY_MAX;
 }
 
-int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
+static int64_t serve_chain(struct core *core, struct virtq_chain *chain, bool waits)
 {
-	struct core *core = opaque;
 	struct scratch *scratch = scratch_get();
-	struct fuse_request request = {.chain = chain, .reply_max = reply_max(chain)};
+	struct fuse_request request = {.chain = chain, .reply_max = reply_max(chain), .waits = waits};
 	const struct row *row = NULL;
 	int64_t result;
 	bool in_place;
@@ -338,7 +337,8 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 		return 0;
 	if (result == 0)
 		result = check_allowed(core, row, &request);
-	fetch_add(&core->config.session->served[request.header.opcode], 1);
+	if (!waits)
+		fetch_add(&core->config.session->served[request.header.opcode], 1);
 	if (result == 0)
 		result = once_due(request.header.opcode) ? run_once(core, row, &request) : run(core, row, &request);
 	if (result == VIRTQ_DEFERRED)
@@ -349,6 +349,19 @@ int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
 	if (!in_place && result > request.reply_max)
 		result = -EIO;
 	return answer(chain, request.header.unique, in_place ? NULL : request.reply, result);
+}
+
+int64_t fuse_serve(void *opaque, struct virtq_chain *chain)
+{
+	return serve_chain(opaque, chain, false);
+}
+
+void serve_waiting(struct core *core, struct virtq_chain *chain)
+{
+	int64_t len = serve_chain(core, chain, true);
+
+	if (len != VIRTQ_DEFERRED)
+		core->config.complete(chain, len);
 }
 
 void fuse_finish(struct core *core, struct virtq_chain *chain, uint64_t unique, const uint8_t *reply, int64_t result)

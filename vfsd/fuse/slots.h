@@ -44,6 +44,7 @@ struct slot_private {
 	uint8_t used;  /* inodes: rounds that the descriptor is spared (evict.c) */
 	uint8_t anchor; /* inodes: other records are found through this one's descriptor: it stays (mounts.c) */
 	uint8_t moved; /* inodes: a name of it was changed since evict.c chose it */
+	uint8_t plain; /* handles: what is read through it can't be asked not to wait (ops_io.c) */
 };
 
 struct slots {

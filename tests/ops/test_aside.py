@@ -1,0 +1,154 @@
+"""What would have its ring wait for a disk is served aside from it, by whatever the kernel lets us use."""
+
+import errno
+import os
+import random
+import resource
+import time
+from typing import Any
+
+import pytest
+
+from tests.disk import PAGE, cool
+from tests.fuseclient import REPLY_HEADER, ROOT, FuseClient
+from tests.fusestructs import pack, unpack
+from tests.ops.mount import Mount
+from tests.ring.ring import Ring
+from vfsd._fuse import lib
+from vhost._virtq import lib as virtq
+
+#: Pages of the file, and what its last one lacks.
+PAGES, LACKING = 300, 1000
+
+Ringed = tuple[Mount, Ring, FuseClient]
+
+
+@pytest.fixture
+def file(ringed: Ringed) -> tuple[bytes, Any, Any]:
+    """A file that is not in the page cache: its content, and it, open."""
+    mount, _, client = ringed
+    content = random.Random(5).randbytes(PAGES * PAGE - LACKING)
+    (mount.root / "f").write_bytes(content)
+    entry = client.lookup(ROOT, b"f")
+    opened = client.open(entry.nodeid, os.O_RDONLY)
+    cool(mount.root / "f")
+    return content, entry, opened
+
+
+def begin_reads(ringed: Ringed, entry: Any, opened: Any, places: list[tuple[int, int]], flags: int = 0) -> list[int]:
+    """The heads of READs of (offset, size), all in flight at once."""
+    _, ring, _ = ringed
+    guest = FuseClient(lambda request, room: ring.driver.add([request], [room]))  # type: ignore[arg-type,return-value]
+    heads = [
+        guest.exchange(lib.FUSE_READ, entry.nodeid, pack("fuse_read_in", fh=opened.fh, offset=offset, size=size,
+                                                         flags=flags), REPLY_HEADER + size)
+        for offset, size in places
+    ]  # fmt: skip
+    ring.driver.kick()
+    return heads  # type: ignore[return-value]
+
+
+def compare(ring: Ring, heads: list[int], places: list[tuple[int, int]], content: bytes) -> None:
+    for head, (offset, size) in zip(heads, places, strict=True):
+        data = ring.driver.wait(head).data
+        assert unpack("fuse_out_header", data).error == 0
+        assert data[REPLY_HEADER:] == content[offset : offset + size]
+
+
+def places(seed: int = 0) -> list[tuple[int, int]]:
+    """Within the file, across its end, at its end and beyond it; whole pages and parts."""
+    source = random.Random(seed)
+    somewhere = [(source.randrange(PAGES) * PAGE + source.choice([0, 0, 77]), source.choice([PAGE, 5, 9 * PAGE]))
+                 for _ in range(16)]  # fmt: skip
+    return [*somewhere, ((PAGES - 2) * PAGE, 4 * PAGE), (PAGES * PAGE, PAGE), (PAGES * PAGE - LACKING, PAGE)]
+
+
+def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, client = ringed
+    content, *opened = file
+    heads = begin_reads(ringed, *opened, places())
+    # The ring goes on meanwhile.
+    assert client.getattr(ROOT).attr.ino
+    compare(ring, heads, places(), content)
+    aside = mount.core.session.aside
+    assert aside > 0
+    # Now that it is in the cache nothing has to wait.
+    heads = begin_reads(ringed, *opened, places())
+    compare(ring, heads, places(), content)
+    assert mount.core.session.aside == aside
+
+
+def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, _ = ringed
+    content, *opened = file
+    with open(mount.root / "f", "rb", buffering=0) as host:
+        os.posix_fadvise(host.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for page in range(0, PAGES, 7):
+            host.seek(page * PAGE)
+            host.read(PAGE)
+    whole = [(start * PAGE, 32 * PAGE) for start in range(0, PAGES, 32)]
+    compare(ring, begin_reads(ringed, *opened, whole), whole, content)
+    assert mount.core.session.aside > 0
+
+
+def test_a_kernel_without_io_uring(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, _ = ringed
+    content, *opened = file
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    free = os.open("/", os.O_PATH)
+    os.close(free)
+    # Room for what is open, and for the eventfd only.
+    blocked = [os.open("/", os.O_PATH) for _ in range(highest - len(os.listdir("/proc/self/fd")) + 2)]
+    os.close(blocked.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    try:
+        compare(ring, begin_reads(ringed, *opened, places()), places(), content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in blocked:
+            os.close(fd)
+    assert mount.core.session.aside > 0
+
+
+@pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC, os.O_DIRECT])
+def test_writes_to_the_disk_itself(ringed: Ringed, flags: int) -> None:
+    mount, _, client = ringed
+    # With O_DIRECT the host would want the guest's buffers to be aligned.
+    entry, opened = client.create(ROOT, b"f", flags=os.O_RDWR | flags & ~os.O_DIRECT)
+    for number in range(8):
+        assert client.write(entry.nodeid, opened.fh, bytes([number]) * PAGE, number * PAGE, flags=flags) == PAGE
+    assert client.write(entry.nodeid, opened.fh, b"e" * PAGE, 0, flags=flags | os.O_APPEND) == PAGE
+    assert mount.core.session.aside == 9
+    expected = b"".join(bytes([number]) * PAGE for number in range(8)) + b"e" * PAGE
+    assert (mount.root / "f").read_bytes() == expected
+    assert client.write(entry.nodeid, 99, b"x", flags=flags, expect=errno.EBADF) is None
+
+
+def test_reads_past_the_page_cache(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, client = ringed
+    content, entry, _ = file
+    compare(ring, begin_reads(ringed, entry, file[2], places(), os.O_DIRECT), places(), content)
+    assert mount.core.session.aside == len(places())
+    # The guest cleared the flag; the host's open file has it still.
+    opened = client.open(entry.nodeid, os.O_RDONLY | os.O_DIRECT)
+    cool(mount.root / "f")
+    compare(ring, begin_reads(ringed, entry, opened, places(), 0), places(), content)
+    assert mount.core.session.aside > len(places())
+
+
+def test_what_is_under_way_is_finished(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    """The ring ends while reads are under way."""
+    _, ring, _ = ringed
+    content, *opened = file
+    heads = begin_reads(ringed, *opened, places())
+    asked = dict(zip(heads, places(), strict=True))
+    compare(ring, heads[:1], places()[:1], content)
+    ring.stop()
+    deadline = time.monotonic() + 20
+    while virtq.virtq_pending(ring.queue):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for used in ring.driver.poll():
+        offset, size = asked[used.head]
+        assert used.data[REPLY_HEADER:] == content[offset : offset + size]

@@ -1,6 +1,6 @@
 """The ring alone: a vhost-user back-end that answers every request at once, with our engine and alone.c.
 
-python -m tests.bench.alone SOCKET          # serves one front-end and ends
+python -m tests.bench.alone SOCKET [QUEUES]   # serves one front-end, which may have so many request queues, and ends
 """
 
 import socket
@@ -31,7 +31,7 @@ def entries() -> bytes:
     return found
 
 
-def serve(path: str) -> None:
+def serve(path: str, queues: int = 1) -> None:
     canned = {
         opcodes.FUSE_INIT: pack("fuse_init_out", major=7, minor=37, max_write=1 << 20, max_pages=256),
         opcodes.FUSE_READDIRPLUS: entries(),
@@ -42,7 +42,7 @@ def serve(path: str) -> None:
         alone.replies[opcode].bytes, alone.replies[opcode].size = reply, len(reply)
     # Two extensions have a type for the same function.
     handler = virtq.cast("virtq_handler", int(ffi.cast("intptr_t", ffi.addressof(lib, "alone_serve"))))
-    device = EchoDevice(2, handler, virtq.cast("void *", int(ffi.cast("intptr_t", alone))))
+    device = EchoDevice(1 + queues, handler, virtq.cast("void *", int(ffi.cast("intptr_t", alone))))
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -52,4 +52,4 @@ def serve(path: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], *map(int, sys.argv[2:]))

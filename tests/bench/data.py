@@ -108,16 +108,16 @@ def write(title: str, size: int, random: bool = False) -> Workload:
                     finished=lambda script, place: _look(script, place, file(place)))  # fmt: skip
 
 
+def synced(guest: Guest, place: Place, size: int) -> Lane:
+    """Writes so much and has it put on the disk. Each lane has a file to itself."""
+    nodeid = guest.client.lookup(place.nodeid, b"own").nodeid
+    fh = guest.client.open(nodeid, os.O_WRONLY).fh
+    sync = Step(fuse.FUSE_FSYNC, nodeid, pack("fuse_fsync_in", fh=fh), units=1)
+    return Lane([write_step(nodeid, fh, size), sync], end=OWN_SIZE)
+
+
 def fsync(title: str) -> Workload:
-    """Each lane has a file to itself."""
-
-    def lane(guest: Guest, place: Place) -> Lane:
-        nodeid = guest.client.lookup(place.nodeid, b"own").nodeid
-        fh = guest.client.open(nodeid, os.O_WRONLY).fh
-        synced = Step(fuse.FUSE_FSYNC, nodeid, pack("fuse_fsync_in", fh=fh), units=1)
-        return Lane([write_step(nodeid, fh, PAGE), synced], end=OWN_SIZE)
-
-    return Workload(title, lane, "fsync", blocks=True,
+    return Workload(title, lambda guest, place: synced(guest, place, PAGE), "fsync", blocks=True,
                     finished=lambda script, place: _look(script, place, own_file(place)))  # fmt: skip
 
 

@@ -15,6 +15,22 @@ static uint64_t now(void)
 	return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
+uint32_t driver_range(uint64_t nanoseconds)
+{
+	uint32_t top, range;
+
+	if (nanoseconds < 16)
+		return nanoseconds;
+	top = 63 - __builtin_clzll(nanoseconds);
+	range = (top - 3) * 16 + (nanoseconds >> (top - 4) & 15);
+	return range < DRIVER_LATENCIES ? range : DRIVER_LATENCIES - 1;
+}
+
+static struct driver_queue *queue_of(const struct driver_run *run, uint32_t lane)
+{
+	return &run->requests[lane % run->queues];
+}
+
 static int reap_hiprio(struct driver_run *run)
 {
 	uint32_t lane = 0, len = 0;
@@ -33,7 +49,7 @@ static int await_unreplied(struct driver_run *run, const struct driver_lane *lan
 	int ret = reap_hiprio(run);
 
 	while (!ret && lane->unreplied) {
-		ret = ring_wait(run->hiprio, run->spin);
+		ret = ring_wait(run->hiprio, 1, run->spin);
 		if (!ret)
 			ret = reap_hiprio(run);
 	}
@@ -62,8 +78,10 @@ static int send_step(struct driver_run *run, uint32_t number, const struct drive
 		reply_prepare(run, lane, step);
 	if (step->reply)
 		memset(at(run->requests, step->reply), 0, sizeof(struct fuse_out_header));
+	if (run->latencies)
+		lane->sent_at = now();
 	lane->sent++;
-	return ring_enqueue(step->reply ? run->requests : run->hiprio, step, number);
+	return ring_enqueue(step->reply ? queue_of(run, number) : run->hiprio, step, number);
 }
 
 static bool has_to_stop(const struct driver_run *run, const struct driver_lane *lane)
@@ -101,8 +119,11 @@ static int go_on(struct driver_run *run, uint32_t number)
 static int answered(struct driver_run *run, uint32_t number, uint32_t len)
 {
 	struct driver_lane *lane = &run->lanes[number];
-	int ret = reply_take(run, number, len);
+	int ret;
 
+	if (run->latencies && lane->timed)
+		run->latencies[driver_range(now() - lane->sent_at)]++;
+	ret = reply_take(run, number, len);
 	if (ret)
 		return ret;
 	lane->in_flight = 0;
@@ -112,12 +133,12 @@ static int answered(struct driver_run *run, uint32_t number, uint32_t len)
 	return go_on(run, number);
 }
 
-static int reap(struct driver_run *run)
+static int reap(struct driver_run *run, struct driver_queue *queue)
 {
 	uint32_t lane = 0, len = 0;
 	int ret = 0, taken = 0;
 
-	while (!ret && (taken = ring_take(run->requests, &lane, &len)) > 0)
+	while (!ret && (taken = ring_take(queue, &lane, &len)) > 0)
 		ret = answered(run, lane, len);
 	return taken < 0 ? failed(run, 0, DRIVER_RING, 0, 0) : ret;
 }
@@ -125,7 +146,8 @@ static int reap(struct driver_run *run)
 static void begin(struct driver_run *run)
 {
 	ring_open(run->hiprio);
-	ring_open(run->requests);
+	for (uint32_t i = 0; i < run->queues; i++)
+		ring_open(&run->requests[i]);
 	for (uint32_t i = 0; i < run->depth; i++)
 		run->lanes[i].sent = run->lanes[i].in_flight = run->lanes[i].unreplied = 0;
 	run->begun = now();
@@ -142,9 +164,10 @@ int driver_run(struct driver_run *run)
 		if (!run->lanes[i].in_flight)
 			ret = go_on(run, i);
 	while (!ret && run->busy) {
-		ret = reap(run);
+		for (uint32_t i = 0; !ret && i < run->queues; i++)
+			ret = reap(run, &run->requests[i]);
 		if (run->busy && !ret)
-			ret = ring_wait(run->requests, run->spin);
+			ret = ring_wait(run->requests, run->queues, run->spin);
 	}
 	if (!ret && !run->elapsed)
 		run->elapsed = now() - run->begun;

@@ -19,6 +19,7 @@
 #define DRIVER_MAX_SIZE 1024
 #define DRIVER_REGISTERS 8
 #define DRIVER_PATCHES 4
+#define DRIVER_LATENCIES 640
 
 /* What is done to a 64-bit field at a guest address: set before the request is sent; or, of the reply, kept or compared. */
 #define DRIVER_PUT 1
@@ -81,6 +82,8 @@ struct driver_lane {
 	uint32_t sent;       /* requests, in this run */
 	uint32_t in_flight;  /* 1: a reply is awaited */
 	uint32_t unreplied;  /* 1: a request without a reply is not used yet */
+	uint32_t timed;      /* 1: its requests count in `latencies` */
+	uint64_t sent_at;    /* nanoseconds of CLOCK_MONOTONIC, where latencies are kept */
 };
 
 /* One ring. Between two runs nothing is in flight, and any other driver may use it, if it keeps `index`. */
@@ -105,7 +108,8 @@ struct driver_queue {
 
 struct driver_run {
 	struct driver_queue *hiprio;
-	struct driver_queue *requests;
+	struct driver_queue *requests; /* `queues` of them, which have one `call`: a lane's requests go to one */
+	uint32_t queues;
 	struct driver_lane *lanes;
 	uint32_t depth;           /* lanes */
 	uint32_t spin;            /* 1: watches the used index; 0: sleeps until there is an interrupt */
@@ -113,6 +117,7 @@ struct driver_run {
 	uint32_t limit;           /* each lane sends so many requests and stops where it is; 0: as many as there is time for */
 	uint64_t nanoseconds;     /* after so long each lane goes to the end of its list and stops, if anything was counted */
 	const char *content;      /* DRIVER_READ: what the file holds, to compare every byte; NULL: the first eight of a page */
+	uint64_t *latencies;      /* of DRIVER_LATENCIES ranges of time (driver_range): replies that took so long; or NULL */
 	uint64_t unique;          /* the last one given away; even */
 	uint64_t begun;           /* when it began, nanoseconds of CLOCK_MONOTONIC; 0: not yet */
 	uint32_t busy;            /* lanes that have a request in flight */
@@ -131,6 +136,9 @@ uint64_t driver_stamp(uint64_t page, uint64_t unique);
 /* Where the data after those at `offset` are, of requests of `size` bytes in this part of a file. At random: of the
  * greatest power of two that has room each block once, before any a second time. */
 uint64_t driver_next(uint64_t first, uint64_t end, uint64_t offset, uint64_t size, uint32_t random);
+
+/* Where a time in nanoseconds counts: each range is a sixteenth of its lower end wide, or one nanosecond. */
+uint32_t driver_range(uint64_t nanoseconds);
 
 /* 0 when all lanes have stopped; -EBADMSG for a bad reply, -ENOSPC when there are more lanes than the ring has room for
  * (then the rings are not usable any more); -EINTR when a signal came while it waited, or might have come while it span:

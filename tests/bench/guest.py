@@ -7,6 +7,7 @@ order, since a guest's are seldom adjacent.
 """
 
 import errno
+import itertools
 import os
 import signal
 import time
@@ -150,6 +151,8 @@ class Lane(NamedTuple):
     #: Where in it the first request begins.
     offset: int = 0
     random: bool = False
+    #: Its requests count where latencies are asked for.
+    timed: bool = True
 
 
 class Run(NamedTuple):
@@ -157,6 +160,15 @@ class Run(NamedTuple):
 
     units: int
     seconds: float
+    #: Of the ranges of driver_range: how many replies took so long; if it was asked for.
+    latencies: Sequence[int] = ()
+
+    def latency(self, percent: float) -> float:
+        """So many of the requests took no longer, microseconds: within three percent."""
+        sums = itertools.accumulate(self.latencies)
+        number = next(number for number, most in enumerate(sums) if most >= sum(self.latencies) * percent / 100)
+        low = number if number < 16 else (16 + number % 16) << number // 16 - 1
+        return low * 33 / 32 / 1000
 
 
 class Script:
@@ -176,7 +188,7 @@ class Script:
             self.pages.append([guest.lay(step, one) for step, one in zip(steps, described.steps, strict=True)])
             lane.steps, lane.count = steps, len(described.steps)
             lane.first, lane.end, lane.offset = described.first, described.end, described.offset
-            lane.random = described.random
+            lane.random, lane.timed = described.random, described.timed
             for register, value in enumerate(described.registers):
                 lane.registers[register] = value
 
@@ -190,17 +202,23 @@ class Guest:
 
     def __init__(self, daemon: Daemon, features: int = FEATURES) -> None:
         self.daemon, self.features = daemon, features
-        self.frontend = FrontEnd(daemon.connection, num=QUEUE_SIZE, sizes=(MEMORY,))
+        self.frontend = FrontEnd(daemon.connection, queues=1 + daemon.kind.queues, num=QUEUE_SIZE, sizes=(MEMORY,))
         self.client = FuseClient(lambda data, room: self.frontend.request(1, data, room))
         self.unique = 1 << 32  # beyond those of the client
 
     def __enter__(self) -> Self:
         self.frontend.negotiate(features=self.features)
+        hiprio, first, *others = self.frontend.rings
+        for ring in others:
+            # The driver waits for all of them at once.
+            os.dup2(first.call, ring.call, inheritable=False)
         self.frontend.start()
-        for ring in self.frontend.rings:
+        for ring in (hiprio, first):
             # A daemon makes what it is sent non-blocking, and its description is ours.
             os.set_blocking(ring.call, True)
-        self.queues = [self._queue(index) for index in range(2)]
+        self.queues = ffi.new("struct driver_queue[]", len(self.frontend.rings))
+        for index, queue in enumerate(self.queues):
+            self._set_queue(queue, index)
         init = self.client.init(minor=37, flags=LINUX | fuse.FUSE_INIT_EXT)
         self.max_write = init.max_write
         # Beyond what the client takes for itself.
@@ -214,15 +232,13 @@ class Guest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.frontend.close()
 
-    def _queue(self, index: int) -> Any:
+    def _set_queue(self, queue: Any, index: int) -> None:
         ring = self.frontend.rings[index]
         features = self.frontend.queue(index)
-        queue = ffi.new("struct driver_queue *")
         queue.memory = ffi.from_buffer("char[]", self.frontend.regions[0].map)
         queue.desc, queue.avail, queue.used, _ = ring.where
         queue.num, queue.event_idx, queue.indirect = QUEUE_SIZE, features.event_idx, features.indirect
         queue.kick, queue.call = ring.kick, ring.call
-        return queue
 
     # Memory. What is laid out stays until `clear`.
 
@@ -290,19 +306,29 @@ class Guest:
     # Runs.
 
     def run(
-        self, script: Script, *, seconds: float = 0.0, limit: int = 0, content: Any = None, spin: bool = False
+        self,
+        script: Script,
+        *,
+        seconds: float = 0.0,
+        limit: int = 0,
+        content: Any = None,
+        spin: bool = False,
+        timed: bool = False,
     ) -> Run:
         """Runs all lanes for so long, or each for so many requests.
 
-        `content` is what the file holds, to compare all that is read. Raises BadReply; TimeoutError; OSError.
+        `content` is what the file holds, to compare all that is read; `timed`: latencies are kept. Raises BadReply;
+        TimeoutError; OSError.
         """
         run = script.run
         run.spin, run.trusting, run.limit = spin, self.daemon.kind.alone, limit
         run.nanoseconds = int(seconds * 1e9)
         run.content = ffi.NULL if content is None else ffi.from_buffer("char[]", content)
+        latencies = ffi.new("uint64_t[]", lib.DRIVER_LATENCIES) if timed else ffi.NULL
+        run.latencies = latencies
         run.begun = run.elapsed = run.units = run.busy = 0
         run.unique = self.unique
-        run.hiprio, run.requests = self.queues
+        run.hiprio, run.requests, run.queues = self.queues, self.queues + 1, len(self.queues) - 1
         for queue, driver in zip(self.queues, self._drivers(), strict=True):
             queue.index = driver.index
         with _patience(self.daemon, seconds + PATIENCE):
@@ -318,10 +344,10 @@ class Guest:
             raise BadReply(f"{self.daemon.name}, {name} in lane {run.failed_lane}: {said}")
         if ret:
             raise OSError(-ret, f"{self.daemon.name}: {os.strerror(-ret)}")
-        return Run(run.units, run.elapsed / 1e9)
+        return Run(run.units, run.elapsed / 1e9, list(latencies) if timed else ())
 
     def _drivers(self) -> list[DriverQueue]:
-        return [self.frontend.queue(index) for index in range(2)]
+        return [self.frontend.queue(index) for index in range(len(self.queues))]
 
 
 @contextmanager

@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     where: Path
     #: The driver watches the ring instead of sleeping.
     spin: bool = False
+    #: Keep how long requests take: it costs the driver two looks at the clock each.
+    timed: bool = False
 
     @property
     def depth(self) -> int:
@@ -61,6 +63,9 @@ class Figure(NamedTuple):
     rate: float
     #: The daemon's CPU time for one, microseconds.
     cpu: float
+    #: How long half of the requests took at most, and 99 of 100, microseconds; 0: it was not asked for.
+    p50: float = 0.0
+    p99: float = 0.0
 
 
 #: By workload and setting, then by daemon, or BARE: a figure a round.
@@ -94,12 +99,13 @@ def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, content: b
         workload.cold(guest.daemon.share)
     guest.run(script, seconds=plan.seconds / 5, spin=plan.spin)
     before = guest.daemon.cpu()
-    run = guest.run(script, seconds=plan.seconds, spin=plan.spin)
+    run = guest.run(script, seconds=plan.seconds, spin=plan.spin, timed=plan.timed)
     used = sum(seconds - before.get(pid, 0.0) for pid, seconds in guest.daemon.cpu().items())
     if not guest.daemon.kind.alone:
         for each in where:
             workload.finished(script, each)
-    return Figure(run.units / run.seconds, used / run.units * 1e6)
+    latencies = [run.latency(percent) for percent in (50, 99)] if plan.timed else []
+    return Figure(run.units / run.seconds, used / run.units * 1e6, *latencies)
 
 
 def measure_bare(share: Path, workload: Workload, depth: int, seconds: float) -> Figure:

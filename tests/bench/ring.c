@@ -140,23 +140,37 @@ int ring_take(struct driver_queue *queue, uint32_t *lane, uint32_t *len)
 	return 1;
 }
 
-int ring_wait(struct driver_queue *queue, bool spin)
+static bool all_dry(const struct driver_queue *queues, uint32_t count)
 {
-	uint64_t count;
+	for (uint32_t i = 0; i < count; i++)
+		if (!dry(&queues[i]))
+			return false;
+	return true;
+}
+
+static void want_interrupts(struct driver_queue *queues, uint32_t count, bool wanted)
+{
+	for (uint32_t i = 0; i < count; i++)
+		ring_want_interrupt(&queues[i], wanted);
+}
+
+int ring_wait(struct driver_queue *queues, uint32_t count, bool spin)
+{
+	uint64_t calls;
 	int ret = 0;
 
 	if (spin) {
 		for (unsigned i = 0; i < SPINS; i++)
-			if (!dry(queue))
+			if (!all_dry(queues, count))
 				return 0;
 		return -EINTR;
 	}
-	ring_want_interrupt(queue, true);
+	want_interrupts(queues, count, true);
 	/* Pairs with the device's fence between its store of used.idx and its load of used_event or flags. */
 	full_fence();
-	if (dry(queue) && read(queue->call, &count, sizeof(count)) < 0)
+	if (all_dry(queues, count) && read(queues->call, &calls, sizeof(calls)) < 0)
 		ret = -errno;
-	ring_want_interrupt(queue, false);
+	want_interrupts(queues, count, false);
 	return ret;
 }
 

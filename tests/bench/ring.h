@@ -23,8 +23,8 @@ int ring_enqueue(struct driver_queue *queue, const struct driver_step *step, uin
  * was in flight. */
 int ring_take(struct driver_queue *queue, uint32_t *lane, uint32_t *len);
 
-/* Returns when something may have been used: 0, or -EINTR. */
-int ring_wait(struct driver_queue *queue, bool spin);
+/* Returns when something may have been used on any of `count` rings that have one `call`: 0, or -EINTR. */
+int ring_wait(struct driver_queue *queues, uint32_t count, bool spin);
 
 /* With EVENT_IDX an old used_event asks for no interrupt, until the index comes round. */
 void ring_want_interrupt(struct driver_queue *queue, bool wanted);

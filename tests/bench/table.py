@@ -46,7 +46,10 @@ def limit(row: Row) -> Figure | None:
 
 
 def _cell(figure: Figure | None) -> str:
-    return f"{count(figure.rate)}; {figure.cpu:.3g}" if figure else ""
+    if not figure:
+        return ""
+    latency = f"; {figure.p50:.3g}, {figure.p99:.3g}" if figure.p99 else ""
+    return f"{count(figure.rate)}; {figure.cpu:.3g}{latency}"
 
 
 def _ratios(ours: Figure | None, other: Figure | None) -> list[str]:
@@ -93,7 +96,8 @@ def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
     columns = [name for name in (*plan.daemons, BARE) if any(name in row for row in rows.values())]
     lines = [
         f"Depth {setting.depth}, {PLACEMENTS[setting.placement]}. The driver {waits}. "
-        "Operations per second; the daemon's CPU time for one, µs.",
+        "Operations per second; the daemon's CPU time for one, µs"
+        + ("; how long half of the requests, and 99 of 100, took at most, µs." if plan.timed else "."),
         "",
     ]
     if VFSD in columns and len(columns) > 1:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -32,6 +33,8 @@ class Kind(NamedTuple):
     alone: bool = False
     #: It is measured only at so many requests in flight, and above: a thread pool makes nothing faster below.
     depth: int = 1
+    #: Request queues that its guest has.
+    queues: int = 1
     #: Somebody else's.
     peer: bool = False
 
@@ -40,6 +43,10 @@ def _vfsd(*options: str) -> Callable[[str, str], list[str]]:
     return lambda path, share: [
         sys.executable, "-m", "vfsd", f"--socket-path={path}", f"--shared-dir={share}", *options
     ]  # fmt: skip
+
+
+def _alone(queues: int = 1) -> Callable[[str, str], list[str]]:
+    return lambda path, share: [sys.executable, "-m", "tests.bench.alone", path, str(queues)]
 
 
 def _rust(*options: str) -> Callable[[str, str], list[str]]:
@@ -67,10 +74,21 @@ KINDS = {
     "Rust, no handles, pool": Kind(_rust("--inode-file-handles=never", POOL), RUST, RUST_SOURCE, depth=8, peer=True),
     "C": Kind(_c(), C, C_SOURCE, peer=True),
     "C, pool": Kind(_c(POOL), C, C_SOURCE, depth=8, peer=True),
-    ALONE: Kind(lambda path, share: [sys.executable, "-m", "tests.bench.alone", path], alone=True),
+    ALONE: Kind(_alone(), alone=True),
+    #: Peers offer one request queue.
+    **{f"vfsd, {queues} queues": Kind(_vfsd(), queues=queues) for queues in (2, 3, 4)},
+    **{f"ring alone, {queues} queues": Kind(_alone(queues), alone=True, queues=queues) for queues in (2, 3, 4)},
 }
 #: What is compared unless something else is asked for.
-DEFAULT = [name for name in KINDS if name != "vfsd, no sandbox"]
+DEFAULT = [name for name, kind in KINDS.items() if name != "vfsd, no sandbox" and kind.queues == 1]
+
+
+def compile_all() -> None:
+    """Byte-code as pip leaves it. A tree that never wrote its own, or a copied .venv, compiles at each start."""
+    keeps = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    places = (str(ROOT / "vfsd"), str(ROOT / "vhost"), sysconfig.get_path("purelib"))
+    # What a package carries for other versions of Python does not compile: that is no failure here.
+    subprocess.run([sys.executable, "-m", "compileall", "-qq", *places], env=keeps, check=False)
 
 
 def processes(pid: int) -> Iterator[int]:
@@ -113,7 +131,7 @@ class Daemon:
                 return connection
             except OSError:
                 connection.close()
-                time.sleep(0.005)
+                time.sleep(0.001)
         raise RuntimeError(f"{self.name} does not listen: {self.log.read_text()}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.bench import daemons
+from tests.bench import daemons, idle, stall
 from tests.bench.bare import repeat
 from tests.bench.build import lib
 from tests.bench.daemons import ALONE, BARE, Kind
-from tests.bench.guest import BadReply, Guest, Lane, Script, Step
+from tests.bench.guest import BadReply, Guest, Lane, Run, Script, Step
 from tests.bench.measure import Figure, Plan, Results, Setting, measure_all
 from tests.bench.measure import mounted as mount
 from tests.bench.share import Files, content, places, prepare
@@ -192,3 +192,47 @@ def test_a_peer_that_fails_is_told_of_and_started_again(tmp_path: Path, monkeypa
     assert [failure.partition(": ")[0] for failure in results.failures] == ["Rust, read-4k, depth 1"]
     assert list(results.figures) == [("statfs", setting)]
     assert "- Rust, read-4k, depth 1: Rust, READ in lane 0: a page holds" in table(plan, results)
+
+
+def test_times_are_counted_where_they_belong() -> None:
+    assert [lib.driver_range(time) for time in (0, 15, 16, 17, 32, 33, 34)] == [0, 15, 16, 17, 32, 32, 33]
+    assert lib.driver_range(1 << 62) == lib.DRIVER_LATENCIES - 1
+    for time in (100, 12_345, 1_000_000, 2_000_000_000):
+        latencies = [0] * lib.DRIVER_LATENCIES
+        latencies[lib.driver_range(time)] = 99
+        latencies[lib.driver_range(time * 10)] = 1
+        run = Run(0, 0.0, latencies)
+        assert run.latency(50) == run.latency(99) == pytest.approx(time / 1000, rel=0.035)
+        assert run.latency(99.5) == pytest.approx(time / 100, rel=0.035)
+
+
+def test_several_queues(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(daemons.KINDS, OURS, daemons.KINDS[OURS]._replace(queues=3))
+    with mounted(OURS, tmp_path, 4, files) as guest:
+        where = places(guest, 4)
+        script = Script(guest, lanes(guest, "create", 4))
+        before = [queue.index for queue in guest.queues]
+        verify(guest, WORKLOADS["create"], script, where, files.content)
+        run = guest.run(script, seconds=0.02, timed=True)
+        sent = [queue.index - index for queue, index in zip(guest.queues, before, strict=True)]
+    assert sum(run.latencies) <= sum(sent) and run.latency(50) <= run.latency(99)
+    # Lanes 0 and 3 have the first one. FORGETs go to hiprio.
+    assert all(number > 5 for number in sent)
+
+
+def test_slow_fsync(tmp_path: Path) -> None:
+    plan = Plan([OURS], [], [], rounds=1, seconds=0.02, where=tmp_path)
+    stalls: stall.Stalls = {}
+    stall.measure_all(plan, stalls)
+    [(without, beside)] = stalls[OURS]
+    assert without.fsyncs == 0 and beside.fsyncs > 0
+    assert all(0 < each.p50 <= each.p99 for each in (without, beside))
+    assert stall.table(stalls).splitlines()[-1].startswith(f"| {OURS} | ")
+
+
+def test_idle_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SETTLED", 0.2)
+    measured = idle.measure(OURS, 2, 0.1, tmp_path)
+    assert measured.cpu >= 0 and measured.memory > 1
+    assert 0 < measured.connected < measured.answered
+    assert "| memory of each, MiB | " in idle.table({OURS: measured}, 2)

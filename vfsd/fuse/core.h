@@ -28,6 +28,7 @@ struct fuse_request {
 	uint32_t made;          /* by a worker that died, for this request */
 	uint32_t waits;         /* its thread may wait for a disk: no ring waits for it */
 	struct memo *memo;      /* what is kept of it (once.c), or NULL */
+	const struct directory *dir; /* that its names are in, pinned; NULL where it has none */
 };
 
 /* Attaches to the arenas: a zeroed one is formatted and gets the root inode, another is validated and its indexes are

@@ -4,19 +4,11 @@
 /* The host's rule (fs/posix_acl.c, posix_acl_create): the umask counts unless the directory has a default ACL, which the
  * host then applies to the mode in its place. A thread's own umask would take unshare(CLONE_FS), which the system call
  * filters of containers refuse. */
-int umask_apply(struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at)
+void umask_apply(const struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at)
 {
 	uint32_t *mode = (uint32_t *)(request->arg + mode_at);
 	uint32_t umask = *(const uint32_t *)(request->arg + umask_at) & 0777;
-	int fd;
 
-	if (!umask || !negotiated(core, FUSE_DONT_MASK))
-		return 0;
-	fd = inode_get(core, request->header.nodeid, NULL);
-	if (fd < 0)
-		return fd;
-	if (!has_xattr(fd, "system.posix_acl_default"))
+	if (umask && negotiated(core, FUSE_DONT_MASK) && !has_xattr(request->dir->fd, "system.posix_acl_default"))
 		*mode &= ~umask;
-	inode_put(core, request->header.nodeid);
-	return 0;
 }

@@ -243,11 +243,25 @@ int make_room_for_handle(struct core *core)
 	return make_room(core, 1);
 }
 
-uint64_t inode_moving(struct core *core, int dir_fd, const char *name)
+/* What a name leads to, as far as it is known. Whether to anything. */
+static bool key_of_name(int dir_fd, const char *name, const struct memo_name *seen, struct inode_key *key)
+{
+	struct statx stat;
+
+	if (seen) {
+		*key = (struct inode_key){seen->dev, seen->ino, seen->mnt_id, seen->btime, seen->type};
+		return seen->type != 0;
+	}
+	if (stat_name(dir_fd, name, &stat) < 0)
+		return false;
+	key_of(&stat, key);
+	return true;
+}
+
+uint64_t inode_moving(struct core *core, int dir_fd, const char *name, const struct memo_name *seen)
 {
 	struct found found = {.fd = dir_fd, .name = name};
 	struct inode_key key;
-	struct statx stat;
 	uint32_t slot;
 	bool tight;
 
@@ -257,9 +271,8 @@ uint64_t inode_moving(struct core *core, int dir_fd, const char *name)
 	pthread_mutex_unlock(&core->inodes.lock);
 	if (!tight)
 		return FUSE_ROOT_ID;
-	if (stat_name(dir_fd, name, &stat) < 0)
+	if (!key_of_name(dir_fd, name, seen, &key))
 		return 0;
-	key_of(&stat, &key);
 	slot = inode_pin_key(core, &key, &found);
 	/* The root has no name in the share; its number stands for a change that is counted. */
 	if (slot == FUSE_ROOT_ID) {

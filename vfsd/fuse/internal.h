@@ -221,8 +221,8 @@ int handle_of_inode(struct core *core, uint64_t nodeid, uint64_t *fh);
  * descriptors is shared with the control process, which must find room in it. 0, or -ENFILE when what is open fills it. */
 int make_room(struct core *core, uint32_t wanted);
 /* Before a name is taken away from an inode (rename, unlink): the inode it leads to keeps its descriptor, so that it is
- * not lost. A token for the matching inode_moved. `dir_fd` is a directory. */
-uint64_t inode_moving(struct core *core, int dir_fd, const char *name);
+ * not lost. A token for the matching inode_moved. `dir_fd` is a directory, `seen` what the name led to just now, or NULL. */
+uint64_t inode_moving(struct core *core, int dir_fd, const char *name, const struct memo_name *seen);
 void inode_moved(struct core *core, uint64_t token);
 /* The same for an open file or directory: some room is left for inodes. */
 int make_room_for_handle(struct core *core);
@@ -271,9 +271,11 @@ int ids_of_caller(struct core *core, uint32_t *uid, uint32_t *gid, uint32_t *gro
 /* once.c: what makes a request happen once though it may be served twice. */
 /* Whether anything is to be kept of a request, so that the next three are due. */
 bool once_due(uint32_t opcode);
-/* Before it is served; `name` is the first it brings, if any. ONCE_SERVE: it is to be served; or what to answer. */
+/* Before it is served. ONCE_SERVE: it is to be served; or what to answer. */
 #define ONCE_SERVE INT64_MIN
-int64_t once_begin(struct core *core, struct fuse_request *request, const char *name);
+int64_t once_begin(struct core *core, struct fuse_request *request);
+/* Then, with its directory pinned: looks at `name`, the first it brings, and whether it was made already. 0 or -errno. */
+int once_look(struct core *core, struct fuse_request *request, const char *name);
 /* After it was served, or put off. */
 void once_end(const struct fuse_request *request, int64_t result);
 /* After one was served that had been put off. */
@@ -282,7 +284,7 @@ void once_finish(const struct core *core, struct virtq_chain *chain, uint64_t un
 /* For one that is to be answered EIO and not served: takes back what it gave. Where it was done, what came of it is its
  * answer: the length of the reply, or -errno. */
 int64_t once_refuse(struct core *core, struct fuse_request *request);
-/* The same as once_begin for a request of which something is to be kept all of a sudden: its memo, or NULL. */
+/* The memo of a request of which something is to be kept, perhaps all of a sudden; or NULL. */
 struct memo *once_memo(struct core *core, struct fuse_request *request);
 /* The memo of the request that the calling thread serves, or NULL. */
 struct memo *memo_current(void);
@@ -302,9 +304,7 @@ struct directory {
 /* What LOOKUP answers. With `reserved`, room for a descriptor was made before. 0 or -errno. */
 int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
 	     struct fuse_entry_out *out);
-/* The same for ops that made what a name leads to: find_room in serve.c made room first. entry_made: just now, so that it
- * is an inode nobody knows. */
-int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out);
+/* The same for what was made just now, so that it is an inode nobody knows, and for which room was made. */
 int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out);
 /* What GETATTR answers, by an open handle or NO_HANDLE. 0 or -errno. */
 int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
@@ -324,8 +324,8 @@ uint32_t host_flags(const struct core *core, uint32_t flags);
 
 /* priv.c: PRIV_KEEP or PRIV_KILL, for an open that truncates. */
 int truncation_kills(const struct core *core, const struct fuse_request *request, uint32_t open_flags);
-/* creation.c: takes a caller's umask off the mode of what it makes, where that is left to us. 0 or -errno. */
-int umask_apply(struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at);
+/* creation.c: takes a caller's umask off the mode of what it makes, where that is left to us. */
+void umask_apply(const struct core *core, struct fuse_request *request, uint32_t mode_at, uint32_t umask_at);
 
 /* extension.c: the last extension of a request whose type lies in [least, most]. 1, 0 when there is none, -EINVAL when
  * any is malformed. */
@@ -370,31 +370,5 @@ bool cred_acting(const struct core *core);
 /* CAP_DAC_OVERRIDE, where a caller that is not root was given it (cred.c, keep_word). */
 int cred_drop_dac_override(void);
 void cred_restore_dac_override(int dropped);
-
-/* The ops, named after their opcodes. Each returns the length of its reply or -errno. */
-int64_t op_lookup(struct core *core, struct fuse_request *request);
-int64_t op_forget(struct core *core, struct fuse_request *request);
-int64_t op_batch_forget(struct core *core, struct fuse_request *request);
-int64_t op_getattr(struct core *core, struct fuse_request *request);
-int64_t op_setattr(struct core *core, struct fuse_request *request);
-int64_t op_readlink(struct core *core, struct fuse_request *request);
-int64_t op_symlink(struct core *core, struct fuse_request *request);
-int64_t op_mknod(struct core *core, struct fuse_request *request);
-int64_t op_mkdir(struct core *core, struct fuse_request *request);
-int64_t op_unlink(struct core *core, struct fuse_request *request);
-int64_t op_rmdir(struct core *core, struct fuse_request *request);
-int64_t op_rename(struct core *core, struct fuse_request *request);
-int64_t op_rename2(struct core *core, struct fuse_request *request);
-int64_t op_link(struct core *core, struct fuse_request *request);
-int64_t op_open(struct core *core, struct fuse_request *request);
-int64_t op_create(struct core *core, struct fuse_request *request);
-int64_t op_read(struct core *core, struct fuse_request *request);
-int64_t op_write(struct core *core, struct fuse_request *request);
-int64_t op_flush(struct core *core, struct fuse_request *request);
-int64_t op_release(struct core *core, struct fuse_request *request);
-int64_t op_opendir(struct core *core, struct fuse_request *request);
-int64_t op_readdir(struct core *core, struct fuse_request *request);
-int64_t op_readdirplus(struct core *core, struct fuse_request *request);
-int64_t op_releasedir(struct core *core, struct fuse_request *request);
 
 #endif

@@ -83,14 +83,11 @@ static int set(const char *path, const char *name, uint32_t mode, const struct l
 static void unmake(struct core *core, const struct fuse_request *request, const char *name, int64_t length)
 {
 	const struct fuse_entry_out *entry = (const void *)request->reply;
-	int dir_fd = inode_get(core, request->header.nodeid, NULL);
+	int dir_fd = request->dir->fd;
 	struct statx stat;
 
-	if (dir_fd >= 0) {
-		if (name && stat_name(dir_fd, name, &stat) == 0 && stat.stx_ino == entry->attr.ino)
-			unlinkat(dir_fd, name, S_ISDIR(entry->attr.mode) ? AT_REMOVEDIR : 0);
-		inode_put(core, request->header.nodeid);
-	}
+	if (name && stat_name(dir_fd, name, &stat) == 0 && stat.stx_ino == entry->attr.ino)
+		unlinkat(dir_fd, name, S_ISDIR(entry->attr.mode) ? AT_REMOVEDIR : 0);
 	if (length > (int64_t)sizeof(*entry))
 		handle_release(core, ((const struct fuse_open_out *)(entry + 1))->fh);
 	inode_forget(core, entry->nodeid, 1);

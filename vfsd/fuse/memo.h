@@ -37,12 +37,13 @@ struct memo {
 	uint32_t told[2];         /* slots of the inodes told of */
 	int64_t fact;             /* what an op itself has seen before it did anything, once has_fact is 1 */
 	uint32_t has_fact;
-	uint32_t looked;          /* `names` hold */
+	uint32_t looked;          /* `name` holds */
 	uint32_t priv[2];         /* priv.c: what a modification does to set-id bits, 0: nothing */
-	struct memo_name names[2];
+	struct memo_name name;    /* the first that the request brings, before anything was done */
+	uint64_t reserved[5];
 	int64_t result;           /* length of the reply, or -errno */
 	uint8_t reply[144];
-	uint64_t reserved[3];     /* whole cache lines; all that most requests need is in the first */
+	uint64_t padding[3];      /* whole cache lines; all that most requests need is in the first */
 };
 
 #endif

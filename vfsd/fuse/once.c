@@ -158,25 +158,15 @@ static bool same_name(const struct memo_name *a, const struct memo_name *b)
 	return same_place_as(a, b) && a->btime == b->btime;
 }
 
-/* What the names of a request lead to. 0 or -errno: a directory is not known. */
-static int look(struct core *core, const struct fuse_request *request, const char *name, bool moves,
-		struct memo_name *names)
+/* What the second name of a RENAME or RENAME2 leads to. 0 or -errno: its directory is not known. */
+static int new_name_of(struct core *core, const struct fuse_request *request, const char *name, struct memo_name *to)
 {
-	int dir_fd = inode_get(core, request->header.nodeid, NULL);
-	uint64_t newdir;
+	uint64_t newdir = ((const struct fuse_rename_in *)request->arg)->newdir;
+	int dir_fd = inode_get(core, newdir, NULL);
 
 	if (dir_fd < 0)
 		return dir_fd;
-	name_of(dir_fd, name, &names[0]);
-	inode_put(core, request->header.nodeid);
-	if (!moves)
-		return 0;
-	/* In RENAME and RENAME2 alike. */
-	newdir = ((const struct fuse_rename_in *)request->arg)->newdir;
-	dir_fd = inode_get(core, newdir, NULL);
-	if (dir_fd < 0)
-		return dir_fd;
-	name_of(dir_fd, name + strlen(name) + 1, &names[1]);
+	name_of(dir_fd, name + strlen(name) + 1, to);
 	inode_put(core, newdir);
 	return 0;
 }
@@ -207,18 +197,18 @@ static bool is_wanted(struct core *core, const struct fuse_request *request, con
 static int happened(struct core *core, const struct fuse_request *request, const char *name)
 {
 	enum look kind = once_of(request->header.opcode)->look;
-	const struct memo_name *was = request->memo->names;
-	struct memo_name now[2];
-	int error = look(core, request, name, kind == MOVED, now);
+	const struct memo_name *was = &request->memo->name;
+	struct memo_name now, moved;
+	int error;
 
-	if (error < 0)
-		return error;
+	name_of(request->dir->fd, name, &now);
 	if (kind == MADE)
-		return !was[0].type && now[0].type && is_wanted(core, request, &now[0]);
+		return !was->type && now.type && is_wanted(core, request, &now);
 	if (kind == GONE)
-		return was[0].type && !same_name(&was[0], &now[0]);
+		return was->type && !same_name(was, &now);
+	error = new_name_of(core, request, name, &moved);
 	/* The birth time may change on the way: a copy-up of overlayfs. */
-	return was[0].type && same_place_as(&was[0], &now[1]) && !same_place_as(&was[0], &now[0]);
+	return error < 0 ? error : was->type && same_place_as(was, &moved) && !same_place_as(was, &now);
 }
 
 static void take_back(struct core *core, struct memo *memo)
@@ -253,31 +243,37 @@ int64_t once_refuse(struct core *core, struct fuse_request *request)
 	return -EIO;
 }
 
-int64_t once_begin(struct core *core, struct fuse_request *request, const char *name)
+int64_t once_begin(struct core *core, struct fuse_request *request)
 {
-	const struct once *once = once_of(request->header.opcode);
 	struct memo *memo = once_memo(core, request);
-	int result = 0;
 
 	if (!memo)
 		return ONCE_SERVE;
 	if (request->chain->replay && memo->done)
 		return recall(memo, request);
-	if (request->chain->replay && once->how != ONCE_COUNT)
+	if (request->chain->replay && once_of(request->header.opcode)->how != ONCE_COUNT)
 		take_back(core, memo);
 	scratch_get()->memo = memo;
-	if (once->look == NOTHING)
-		return ONCE_SERVE;
+	return ONCE_SERVE;
+}
+
+int once_look(struct core *core, struct fuse_request *request, const char *name)
+{
+	struct memo *memo = request->memo;
+	int result;
+
+	if (!memo || once_of(request->header.opcode)->look == NOTHING)
+		return 0;
 	if (!memo->looked) {
-		result = look(core, request, name, once->look == MOVED, memo->names);
+		name_of(request->dir->fd, name, &memo->name);
 		ordered();
-		memo->looked = result == 0;
+		memo->looked = 1;
 		ordered();
-	} else {
-		result = happened(core, request, name);
-		request->made = result > 0;
+		return 0;
 	}
-	return result < 0 ? result : ONCE_SERVE;
+	result = happened(core, request, name);
+	request->made = result > 0;
+	return result < 0 ? result : 0;
 }
 
 static void keep(struct memo *memo, const uint8_t *reply, int64_t result)

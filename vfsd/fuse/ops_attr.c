@@ -4,7 +4,7 @@
  * Rule 2. Everything is set through the inode's own descriptor, so that a name plays no part. A size alone may be set
  *         through a handle, which says that its caller may write.
  */
-#include "internal.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <unistd.h>

@@ -5,7 +5,7 @@
  *         locked after it, and a guest reads one open directory from one task at a time anyway (f_pos_lock).
  * Rule 2. An entry raises nlookup only when it is in the reply.
  */
-#include "internal.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <stddef.h>

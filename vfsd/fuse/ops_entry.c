@@ -1,5 +1,5 @@
 /* LOOKUP, FORGET, BATCH_FORGET, GETATTR, and what every op that answers with an entry is built on. */
-#include "internal.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -93,24 +93,6 @@ int entry_made(struct core *core, const struct directory *dir, const char *name,
 	return fd < 0 ? fd : entry_new(core, dir, fd, out);
 }
 
-static int look_up(struct core *core, uint64_t parent, const char *name, bool reserved, struct fuse_entry_out *out)
-{
-	struct directory dir = {.nodeid = parent};
-	int error;
-
-	dir.fd = inode_get_key(core, parent, &dir.key);
-	if (dir.fd < 0)
-		return dir.fd;
-	error = entry_at(core, &dir, name, reserved, out);
-	inode_put(core, parent);
-	return error;
-}
-
-int entry_lookup(struct core *core, uint64_t parent, const char *name, struct fuse_entry_out *out)
-{
-	return look_up(core, parent, name, true, out);
-}
-
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 {
 	struct found found = {.fd = fd, .name = ""};
@@ -137,7 +119,7 @@ int64_t op_lookup(struct core *core, struct fuse_request *request)
 	struct fuse_entry_out *out = (struct fuse_entry_out *)request->reply;
 	const char *name = (const char *)request->arg;
 	int error = is_dots(name) ? entry_dots(core, request->header.nodeid, name, out)
-				  : look_up(core, request->header.nodeid, name, false, out);
+				  : entry_at(core, request->dir, name, false, out);
 
 	if (error == -ENOENT && core->config.negative_ns) {
 		/* Node 0: there is none, and so it stays for a while (fs/fuse/dir.c, fuse_lookup_name). */

@@ -3,7 +3,7 @@
  * Rule 1. Only regular files and directories are opened here. The guest's kernel opens FIFOs, sockets and devices
  *         itself, and to open one on the host may wait for ever or set something off.
  */
-#include "internal.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <linux/magic.h>
@@ -258,13 +258,8 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 	const char *name = (const char *)(in + 1);
 	struct fuse_entry_out *entry = (void *)request->reply;
 	struct fuse_open_out *open = (void *)(entry + 1);
-	int dir_fd = inode_get(core, request->header.nodeid, NULL);
-	int fd, error;
+	int fd = create_or_open(core, request, request->dir->fd, name), error;
 
-	if (dir_fd < 0)
-		return dir_fd;
-	fd = create_or_open(core, request, dir_fd, name);
-	inode_put(core, request->header.nodeid);
 	if (fd < 0)
 		return fd;
 	error = entry_from_fd(core, fd, entry);

@@ -1,6 +1,6 @@
 /* READ, WRITE: file data. It moves between the host's page cache and the guest's buffers by one system call: no copy of
  * ours. */
-#include "internal.h"
+#include "ops.h"
 
 #include "barrier.h"
 

@@ -7,7 +7,7 @@
  * Rule 4. A reply is whole or it is an error: never cut to the guest's room.
  */
 #include "barrier.h"
-#include "internal.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -223,7 +223,7 @@ static int find_room(struct core *core, const struct row *row)
 	return result;
 }
 
-static int64_t serve(struct core *core, const struct row *row, struct fuse_request *request)
+static int64_t serve(struct core *core, const struct row *row, struct fuse_request *request, const char *name)
 {
 	struct fuse_entry_out *entry = (void *)request->reply;
 	int error;
@@ -233,49 +233,65 @@ static int64_t serve(struct core *core, const struct row *row, struct fuse_reque
 		return row->serve ? row->serve(core, request) : core->config.door(core, request);
 	if (row->reply < ENTRY)
 		return 0;
-	error = entry_lookup(core, request->header.nodeid, (const char *)request->arg + row->fixed, entry);
+	error = entry_at(core, request->dir, name, true, entry);
 	return error < 0 ? error : (int64_t)sizeof(*entry);
 }
 
-static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
+static int64_t serve_as_caller(struct core *core, const struct row *row, struct fuse_request *request, const char *name)
 {
-	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
 	struct label label;
 	struct cred cred;
 	int64_t result;
 
-	if (!(row->flags & AS_CALLER))
-		return serve(core, row, request);
 	result = label_read(core, request, &label);
 	if (result < 0)
 		return result;
-	/* If its directory has to be opened again, that is ours to do and not the caller's. */
-	result = inode_get(core, request->header.nodeid, NULL);
+	if (row->umask)
+		umask_apply(core, request, row->mode, row->umask);
+	result = cred_enter(core, request, &cred);
 	if (result < 0)
 		return result;
-	result = row->umask ? umask_apply(core, request, row->mode, row->umask) : 0;
+	result = serve(core, row, request, name);
+	cred_leave(&cred);
+	return label_new(core, request, &label, name, result);
+}
+
+/* In the directory of its names, which is pinned before a caller's identity is taken: if it has to be opened again, that
+ * is ours to do. */
+static int64_t serve_in_directory(struct core *core, const struct row *row, struct fuse_request *request)
+{
+	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
+	struct directory dir = {.nodeid = request->header.nodeid};
+	int64_t result;
+
+	dir.fd = inode_get_key(core, dir.nodeid, &dir.key);
+	if (dir.fd < 0)
+		return dir.fd;
+	request->dir = &dir;
+	result = name ? once_look(core, request, name) : 0;
+	if (result == 0 && !request->made)
+		result = find_room(core, row);
 	if (result == 0)
-		result = cred_enter(core, request, &cred);
-	if (result == 0) {
-		result = serve(core, row, request);
-		cred_leave(&cred);
-		result = label_new(core, request, &label, name, result);
-	}
-	inode_put(core, request->header.nodeid);
+		result = row->flags & AS_CALLER ? serve_as_caller(core, row, request, name)
+						: serve(core, row, request, name);
+	inode_put(core, dir.nodeid);
 	return result;
+}
+
+static int64_t run(struct core *core, const struct row *row, struct fuse_request *request)
+{
+	if (row->names || row->flags & AS_CALLER)
+		return serve_in_directory(core, row, request);
+	return serve(core, row, request, NULL);
 }
 
 /* The same for an op of which something is kept. */
 static int64_t run_once(struct core *core, const struct row *row, struct fuse_request *request)
 {
-	const char *name = row->names ? (const char *)request->arg + row->fixed : NULL;
-	int64_t result = once_begin(core, request, name);
+	int64_t result = once_begin(core, request);
 
-	if (result == ONCE_SERVE) {
-		result = request->made ? 0 : find_room(core, row);
-		if (result == 0)
-			result = run(core, row, request);
-	}
+	if (result == ONCE_SERVE)
+		result = run(core, row, request);
 	once_end(request, result);
 	return result;
 }

@@ -1,5 +1,5 @@
-/* The inside of a queue, for virtq.c (its life and its path), chain.c (descriptors), inflight.c (what survives) and
- * suspect.c (what kills).
+/* The inside of a queue, for virtq.c (its life and its path), notify.c (kicks and interrupts), chain.c (descriptors),
+ * inflight.c (what survives) and suspect.c (what kills).
  *
  * Lock order: pop_lock, then used_lock. Neither is held across a system call, but for pop_lock across the wait for a kick.
  */
@@ -34,6 +34,7 @@ struct virtq {
 	uint16_t resubmit[VIRTQ_MAX_SIZE]; /* heads a dead worker left in flight, in the order they were taken */
 	uint64_t counter;            /* order of taking, for the in-flight region */
 	uint32_t unpolled;           /* chains popped since `stop` was last polled */
+	int epoll;                   /* waits for kick, edge-triggered, and for stop */
 
 	pthread_mutex_t used_lock;   /* protects what follows, the used ring, and the clearing of marks */
 	uint16_t used_idx;           /* ours: the one in the ring is written, never read back */
@@ -45,6 +46,26 @@ struct virtq {
 /* virtq.c: marks the ring broken, for a reason -errno, which is returned (Rule 4). Called with pop_lock held, or before any
  * thread has come. */
 int broken(struct virtq *queue, int err);
+
+/* 1 when there is an entry to pop, 0 when the ring is dry, -EPROTO: it is broken. Called with pop_lock held. */
+int avail_ready(struct virtq *queue);
+/* Logs a part of the used ring. */
+void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len);
+/* Where in the used ring the driver finds avail_event (virtio 1.3, section 2.7.10). */
+uint64_t avail_event_offset(const struct virtq *queue);
+
+/* notify.c: 0; -ENOMEM, also when there are no descriptors left; -EPERM: the kick is nothing one can wait for. waiting_close
+ * undoes it. */
+int waiting_open(struct virtq *queue);
+void waiting_close(struct virtq *queue);
+/* Writes an eventfd; -1 is none. */
+void signal_fd(int fd);
+/* Called on a dry ring, with pop_lock held. 1: there may be an entry; 0: stop; -errno. */
+int virtq_wait(struct virtq *queue);
+/* Whether stop is readable. */
+bool stop_asked(struct virtq *queue);
+/* Whether the driver asked to hear of what was published since it was last told. Called with used_lock held. */
+bool interrupt_wanted(struct virtq *queue);
 
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
  * table outside memory, -ENOMEM, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */

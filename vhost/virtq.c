@@ -10,33 +10,20 @@
 #include "virtq.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "barrier.h"
 #include "queue.h"
 
 /* Chains popped in a row from a ring that never runs dry before `stop` is looked at. */
 #define STOP_INTERVAL 32
-/* With no kick eventfd the ring is looked at this often, in milliseconds. */
-#define POLL_INTERVAL 1
 
-static void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len)
+void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len)
 {
 	if (queue->config.log_used)
 		memory_dirty(queue->config.memory, queue->config.log_addr + offset, len);
-}
-
-static void signal_fd(int fd)
-{
-	uint64_t one = 1;
-
-	/* A full counter already says what we would say. */
-	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
-		return;
 }
 
 int broken(struct virtq *queue, int err)
@@ -50,8 +37,7 @@ int broken(struct virtq *queue, int err)
 	return err;
 }
 
-/* Where in the used ring the driver finds avail_event (virtio 1.3, section 2.7.10). */
-static uint64_t avail_event_offset(const struct virtq *queue)
+uint64_t avail_event_offset(const struct virtq *queue)
 {
 	return offsetof(struct vring_used, ring) + queue->config.num * sizeof(struct vring_used_elem);
 }
@@ -115,6 +101,8 @@ struct virtq *virtq_new(const struct virtq_config *config, int *error)
 		return NULL;
 	queue->config = *config;
 	*error = config_valid(config) ? map_ring(queue) : -EINVAL;
+	if (!*error)
+		*error = waiting_open(queue);
 	if (*error) {
 		free(queue);
 		return NULL;
@@ -123,6 +111,7 @@ struct virtq *virtq_new(const struct virtq_config *config, int *error)
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (queue->slots == MAP_FAILED) {
 		*error = -ENOMEM;
+		waiting_close(queue);
 		free(queue);
 		return NULL;
 	}
@@ -136,14 +125,15 @@ void virtq_free(struct virtq *queue)
 {
 	if (!queue)
 		return;
+	waiting_close(queue);
 	munmap(queue->slots, queue->config.num * sizeof(struct slot));
 	pthread_mutex_destroy(&queue->pop_lock);
 	pthread_mutex_destroy(&queue->used_lock);
 	free(queue);
 }
 
-/* Reads avail.idx when the entries known of are used up. 1 when there is an entry, 0 when the ring is dry. */
-static int avail_ready(struct virtq *queue)
+/* Reads avail.idx when the entries known of are used up. */
+int avail_ready(struct virtq *queue)
 {
 	if (queue->avail_idx != queue->last_avail)
 		return 1;
@@ -207,68 +197,12 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	return 1;
 }
 
-/* Asks the driver to kick for the next entry, or not to. With EVENT_IDX an old avail_event asks for none. */
-static void want_kick(struct virtq *queue, bool want)
-{
-	uint64_t event = avail_event_offset(queue);
-
-	if (queue->config.event_idx) {
-		if (!want)
-			return;
-		write_once((uint16_t *)((char *)queue->used + event), queue->last_avail);
-		used_dirty(queue, event, sizeof(uint16_t));
-	} else {
-		write_once(&queue->used->flags, want ? 0 : VRING_USED_F_NO_NOTIFY);
-		used_dirty(queue, offsetof(struct vring_used, flags), sizeof(uint16_t));
-	}
-}
-
-/* Sleeps until the driver kicks. 1: look again; 0: stop; -errno. */
-static int sleep_for_kick(struct virtq *queue)
-{
-	struct pollfd fds[] = { { queue->config.stop, POLLIN, 0 }, { queue->config.kick, POLLIN, 0 } };
-	uint64_t kicks;
-	int ret = poll(fds, 2, queue->config.kick < 0 ? POLL_INTERVAL : -1);
-
-	queue->unpolled = 0;
-	if (ret < 0)
-		return errno == EINTR ? 1 : -errno;
-	if (fds[0].revents)
-		return 0;
-	if (fds[1].revents & POLLIN) {
-		if (read(queue->config.kick, &kicks, sizeof(kicks)) == sizeof(kicks))
-			write_once(&queue->config.state->kicks, queue->config.state->kicks + kicks);
-	} else if (fds[1].revents) {
-		return broken(queue, -EBADF);
-	}
-	return 1;
-}
-
-/* Called on a dry ring. 1: there may be an entry; 0: stop; -errno. */
-static int virtq_wait(struct virtq *queue)
-{
-	int ret;
-
-	want_kick(queue, true);
-	/* Ordered point "sleep?": pairs with the driver's fence between its store of avail.idx and its load of
-	 * avail_event or flags (virtio 1.3, 2.7.13.4). Either it sees that we want a kick, or we see its entry. */
-	full_fence();
-	ret = avail_ready(queue);
-	if (!ret)
-		ret = sleep_for_kick(queue);
-	if (ret > 0)
-		want_kick(queue, false);
-	return ret;
-}
-
 static bool stop_polled(struct virtq *queue)
 {
-	struct pollfd stop = { queue->config.stop, POLLIN, 0 };
-
 	if (queue->resubmit_next < queue->resubmit_count || queue->unpolled++ < STOP_INTERVAL)
 		return false;
 	queue->unpolled = 0;
-	return poll(&stop, 1, 0) > 0;
+	return stop_asked(queue);
 }
 
 /* Leads: waits and pops with the lock held, so that the other threads queue up behind it. 1: a chain; 0: stop; -errno. */
@@ -303,20 +237,6 @@ int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque)
 			virtq_complete(chain, len);
 	}
 	return ret;
-}
-
-/* Whether the driver asked to hear of what was published since it was last asked. Called with used_lock held. */
-static bool interrupt_wanted(struct virtq *queue)
-{
-	uint16_t told = queue->told_idx;
-
-	/* Ordered point "interrupt?": pairs with the driver's fence between its store of used_event or flags and its
-	 * load of used.idx (virtio 1.3, 2.7.14). Either it sees our index, or we see that it wants to be told. */
-	full_fence();
-	queue->told_idx = queue->used_idx;
-	if (queue->config.event_idx)
-		return vring_need_event(read_once(&queue->avail->ring[queue->config.num]), queue->used_idx, told);
-	return !(read_once(&queue->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
 }
 
 /* Puts a head on the used ring, and settles its mark. Called with used_lock held. */

@@ -1,6 +1,6 @@
 /* The split-virtqueue engine, device side (virtio 1.3, section 2.7).
  *
- * Rule 1. Only virtq.c touches a ring. Whatever the driver can change is read once.
+ * Rule 1. Only virtq.c and notify.c touch a ring. Whatever the driver can change is read once.
  * Rule 2. A chain is completed by virtq_complete and by nothing else: reply bytes, used element, used index, dirty log
  *         and in-flight mark are settled there.
  * Rule 3. The engine makes no threads and takes those it is lent: several may run the same queue.
@@ -60,7 +60,7 @@ struct virtq_state {
 	uint16_t reserved;
 	uint32_t broken;         /* 0, or the errno that broke the ring */
 	uint32_t suspended;      /* `started` is 1, and the worker left what is in flight on purpose: last_avail_idx holds */
-	uint64_t kicks;          /* counters, never reset by a worker */
+	uint64_t kicks;          /* counters, never reset by a worker. Kicks: those that woke it */
 	uint64_t popped;
 	uint64_t completed;
 	uint64_t interrupts;
@@ -108,8 +108,9 @@ struct virtq_config {
 	int32_t stop;                    /* eventfd, shared by all queues of a worker: readable means leave */
 };
 
-/* NULL with *error = -EINVAL (bad size or alignment), -EFAULT (a ring part outside memory), -ENOMEM. Recovers what was
- * in flight: virtq_run serves those chains first, with `replay` set, in the order they were first taken. */
+/* NULL with *error = -EINVAL (bad size or alignment), -EFAULT (a ring part outside memory), -EPERM (a kick that nobody can
+ * wait for), -ENOMEM (no memory, or no descriptor). Recovers what was in flight: virtq_run serves those chains first, with
+ * `replay` set, in the order they were first taken. */
 struct virtq *virtq_new(const struct virtq_config *config, int *error);
 void virtq_free(struct virtq *queue);
 

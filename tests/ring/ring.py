@@ -239,3 +239,11 @@ def interrupts(ring: Ring) -> int:
     except BlockingIOError as error:
         assert error.errno == errno.EAGAIN
         return 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise TimeoutError

@@ -7,8 +7,7 @@ from errno import E2BIG, EBADF, EFAULT, EPROTO
 import pytest
 
 from tests.driver import INDIRECT, MAX, NEXT, WRITE
-from tests.ring.ring import Chain, Ring
-from tests.ring.test_virtq import wait_for
+from tests.ring.ring import Chain, Ring, wait_for
 from vhost._virtq import lib
 
 Make = Callable[..., Ring]

@@ -10,8 +10,7 @@ from errno import EPROTO
 import pytest
 
 from tests.driver import MAX
-from tests.ring.ring import DEFERRED, Chain, Ring, echo, interrupts
-from tests.ring.test_virtq import wait_for
+from tests.ring.ring import DEFERRED, Chain, Ring, echo, interrupts, wait_for
 from vhost._virtq import ffi, lib
 
 Make = Callable[..., Ring]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.driver import NEXT, NO_NOTIFY, WRITE, Buffer
-from tests.ring.ring import DEFERRED, PAGE, Chain, Reply, Ring, echo, interrupts
+from tests.driver import NEXT, WRITE, Buffer
+from tests.ring.ring import DEFERRED, PAGE, Chain, Reply, Ring, echo, wait_for
 from vhost._virtq import lib
 
 Make = Callable[..., Ring]
@@ -272,67 +272,6 @@ def test_load_on_several_threads(ring: Make, event_idx: bool) -> None:
     assert r.state.last_avail_idx == 3000
 
 
-# Notifications.
-
-
-def test_no_interrupt_when_flags_say_so(ring: Make) -> None:
-    r = ring()
-    r.driver.interrupts_on(False)
-    r.start()
-    r.driver.add([b"x"], [1])
-    r.driver.kick()
-    wait_for(lambda: r.driver.used[1] == 1)
-    assert r.stop() == [0]
-    assert interrupts(r) == r.state.interrupts == 0
-
-
-def test_event_idx_names_the_one_interrupt(ring: Make) -> None:
-    """used_event 2: completions 1 and 2 are silent, 3 tells, 4 and 5 are silent again."""
-    r = ring(16, event_idx=True)
-    r.driver.avail[2 + 16] = 2
-    r.start()
-    counts = []
-    for i in range(5):
-        r.driver.add([b"x"], [1])
-        r.driver.kick()
-        wait_for(lambda: r.state.completed == i + 1 and lib.virtq_pending(r.queue) == 0)  # noqa: B023
-        counts.append(interrupts(r))
-    assert counts == [0, 0, 1, 0, 0]
-    assert r.state.interrupts == 1
-
-
-def test_interrupts_are_counted(ring: Make) -> None:
-    r = ring()
-    r.start()
-    for _ in range(3):
-        r.driver.request([b"x"], [1])
-    assert r.stop() == [0]
-    assert r.state.interrupts == 3
-
-
-@pytest.mark.parametrize("event_idx", [False, True])
-def test_kicks_are_not_asked_for_while_serving(ring: Make, event_idx: bool) -> None:
-    asked = []
-    r = ring(event_idx=event_idx)
-
-    def handler(chain: Chain) -> bytes:
-        if chain.input == b"first":
-            r.driver.add([b"second"], [10])
-            asked.append(r.driver.kick())
-        return chain.input
-
-    r.start(handler)
-    os.eventfd_write(r.kick, 1)
-    wait_for(lambda: r.state.kicks > 0)  # it slept, and asked no more when it woke
-    first = r.driver.add([b"first"], [10])
-    r.driver.kick()
-    assert r.driver.wait(first).data == b"first"
-    wait_for(lambda: r.state.completed == 2)
-    assert asked == [False]
-    if not event_idx:
-        wait_for(lambda: not r.driver.used[0] & NO_NOTIFY)
-
-
 # What a worker cannot start with.
 
 
@@ -381,11 +320,3 @@ def test_raw_chain_of_one_descriptor(ring: Make) -> None:
     wait_for(lambda: r.driver.used[1] == 1)
     assert (r.driver.used_ring[0], r.driver.used_ring[1]) == (5, 3)
     assert r.memory.read(0x9000, 3) == b"raw"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if condition():
-            return
-        threading.Event().wait(0.001)
-    raise TimeoutError

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from errno import ENOENT
+from errno import EIO, ENOENT
 from pathlib import Path
 
 import pytest
 
-from tests.core.served import SECOND, Served
+from tests.core.served import REAL_ROOT, SECOND, Served
+from tests.core.threads import FCNTL, answer, in_thread
 from tests.fuseclient import ROOT
 from vfsd._fuse import lib
 
@@ -160,10 +161,29 @@ def test_a_close_is_told_where_nobody_knows() -> None:
     try:
         assert served.client.opendir(ROOT).open_flags == 0
         core_fd = os.open("/proc/self/fdinfo/0", os.O_RDONLY)
-        assert lib.open_reply_flags(served.core, ROOT, core_fd, os.O_RDONLY) == 0
+        assert lib.open_reply_flags(served.core, ROOT, core_fd, os.O_RDONLY, False) == 0
         os.close(core_fd)
     finally:
         served.close()
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="only root may filter system calls and go on")
+def test_a_flush_asks_close_where_it_may_say_something(serve: Callable[..., Served]) -> None:
+    """Of a copy of the descriptor, which fcntl(2) makes."""
+    told, untold = serve(), Served(Path("/proc/self/fdinfo"))
+    entry, opened = told.client.create(ROOT, b"f")
+    nodeid = untold.client.lookup(ROOT, b"%d" % untold.root_fd).nodeid
+    fh = untold.client.open(nodeid).fh
+
+    def flush() -> None:
+        answer(FCNTL, EIO)
+        told.client.flush(entry.nodeid, opened.fh)
+        untold.client.flush(nodeid, fh, expect=EIO)
+
+    try:
+        in_thread(flush)
+    finally:
+        untold.close()
 
 
 def test_names_that_are_not_there(serve: Callable[..., Served]) -> None:

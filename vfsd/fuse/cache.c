@@ -75,12 +75,13 @@ static uint64_t stamp_of(const struct statx *stat, uint64_t settle)
 		   stat->stx_size) | 1;
 }
 
-static uint32_t traits_of(const struct core *core, int fd, const struct statx *stat)
+uint32_t inode_traits(struct core *core, uint64_t nodeid, int fd)
 {
 	struct inode_key key;
 
-	key_of(stat, &key);
-	return key.dev == core->root_dev ? core->root_traits : file_system_traits(fd);
+	if (inode_key(core, nodeid, &key) == 0 && key.dev == core->root_dev)
+		return core->root_traits;
+	return file_system_traits(fd);
 }
 
 /* A cached listing serves names only: the guest then asks for each name's attributes by itself, where READDIRPLUS would
@@ -90,14 +91,15 @@ static bool listing_is_worth_it(const struct core *core)
 	return !negotiated(core, FUSE_DO_READDIRPLUS) || core->config.entry_ns >= 10 * NSEC_PER_SEC;
 }
 
-static uint32_t keep_if_unchanged(struct core *core, uint64_t nodeid, const struct statx *stat, uint32_t traits)
+static uint32_t keep_if_unchanged(struct core *core, uint64_t nodeid, int fd, bool directory)
 {
-	bool directory = S_ISDIR(stat->stx_mode);
-	uint64_t stamp = stamp_of(stat, directory ? core->config.dir_settle_ns : core->config.file_settle_ns);
 	uint32_t flags = 0;
+	struct statx stat;
+	uint64_t stamp;
 
-	if (!(traits & (directory ? TRAIT_DIRS : TRAIT_FILES)))
+	if (stat_fd(fd, &stat) < 0)
 		return 0;
+	stamp = stamp_of(&stat, directory ? core->config.dir_settle_ns : core->config.file_settle_ns);
 	if (inode_stamp(core, nodeid, stamp))
 		flags |= FOPEN_KEEP_CACHE;
 	/* The guest checks a listing by the directory's mtime: one that may change unseen is not kept at all. */
@@ -108,15 +110,13 @@ static uint32_t keep_if_unchanged(struct core *core, uint64_t nodeid, const stru
 
 static uint32_t directory_flags(struct core *core, uint64_t nodeid, int fd)
 {
-	struct statx stat;
-
 	if (core->config.cache == CORE_CACHE_NEVER)
 		return 0;
 	if (core->config.cache != CORE_CACHE_AUTO)
 		return FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR;
-	if (!listing_is_worth_it(core) || stat_fd(fd, &stat) < 0)
+	if (!listing_is_worth_it(core) || !(inode_traits(core, nodeid, fd) & TRAIT_DIRS))
 		return 0;
-	return keep_if_unchanged(core, nodeid, &stat, traits_of(core, fd, &stat));
+	return keep_if_unchanged(core, nodeid, fd, true);
 }
 
 /* FLUSH, sent at each close, reports what close(2) would, and lets go of POSIX locks (fs/fuse/file.c, fuse_setlk). The
@@ -126,14 +126,11 @@ static bool flush_may_matter(const struct core *core, uint32_t traits)
 	return negotiated(core, FUSE_POSIX_LOCKS | FUSE_WRITEBACK_CACHE) || !(traits & TRAIT_CLOSES);
 }
 
-static uint32_t file_flags(struct core *core, uint64_t nodeid, int fd)
+/* A file that was made just now has no stamp, and gets none. */
+static uint32_t file_flags(struct core *core, uint64_t nodeid, int fd, bool made)
 {
-	uint32_t flags = 0, traits;
-	struct statx stat;
+	uint32_t flags = 0, traits = inode_traits(core, nodeid, fd);
 
-	if (stat_fd(fd, &stat) < 0)
-		return 0;
-	traits = traits_of(core, fd, &stat);
 	switch (core->config.cache) {
 	case CORE_CACHE_NEVER:
 	case CORE_CACHE_METADATA:
@@ -143,7 +140,8 @@ static uint32_t file_flags(struct core *core, uint64_t nodeid, int fd)
 		flags = FOPEN_KEEP_CACHE;
 		break;
 	default:
-		flags = keep_if_unchanged(core, nodeid, &stat, traits);
+		if (!made && traits & TRAIT_FILES)
+			flags = keep_if_unchanged(core, nodeid, fd, false);
 	}
 	/* A guest that maps the file has no copy to drop, and may not be told to (fs/dax.c, dax_disassociate_entry). */
 	if (dax_offered(core, nodeid))
@@ -151,7 +149,7 @@ static uint32_t file_flags(struct core *core, uint64_t nodeid, int fd)
 	return flush_may_matter(core, traits) ? flags : flags | FOPEN_NOFLUSH;
 }
 
-uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags)
+uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags, int made)
 {
-	return flags & O_DIRECTORY ? directory_flags(core, nodeid, fd) : file_flags(core, nodeid, fd);
+	return flags & O_DIRECTORY ? directory_flags(core, nodeid, fd) : file_flags(core, nodeid, fd, made);
 }

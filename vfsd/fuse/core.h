@@ -81,8 +81,8 @@ void lock_watch(struct core *core, int fd);
 uint32_t lock_owner_get(struct core *core, uint64_t nodeid, uint32_t index, struct lock_owner *owner);
 void lock_owner_put(struct core *core, uint32_t pinned);
 
-/* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`: cache.c. */
-uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags);
+/* The FOPEN_* flags of the reply to an open with `flags` that gave `fd`, perhaps of a file it made: cache.c. */
+uint32_t open_reply_flags(struct core *core, uint64_t nodeid, int fd, uint32_t flags, int made);
 
 /* Keeps in mind of an inode that it is DAX_*. */
 void dax_note(struct core *core, uint64_t nodeid, uint32_t what);

@@ -169,8 +169,9 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t d
 /* Remembers a stamp for an inode, 0: none. Whether it is the one that was remembered. */
 bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp);
 
-/* cache.c. What the file system of a descriptor is known to do, TRAIT_*. */
+/* cache.c. What the file system of a descriptor is known to do, TRAIT_*; and of one that is open on an inode. */
 uint32_t file_system_traits(int fd);
+uint32_t inode_traits(struct core *core, uint64_t nodeid, int fd);
 #define TRAIT_FILES 1  /* times tell of every change to a file, once it has settled */
 #define TRAIT_DIRS 2   /* and to a directory */
 #define TRAIT_CLOSES 4 /* close(2) has nothing to report */
@@ -316,9 +317,9 @@ int entry_new(struct core *core, const struct directory *dir, int fd, struct fus
 int entry_dots(struct core *core, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
 
 /* ops_file.c */
-/* Makes the descriptor of an open a handle of `nodeid`, and the reply. It is given away, whatever is returned: 0 or
- * -errno. */
-int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, struct fuse_open_out *out);
+/* Makes the descriptor of an open, perhaps of a file it made, a handle of `nodeid`, and the reply. It is given away,
+ * whatever is returned: 0 or -errno. */
+int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, bool made, struct fuse_open_out *out);
 /* The flags of a host open for a guest's flags: only what is safe and allowed here. */
 uint32_t host_flags(const struct core *core, uint32_t flags);
 

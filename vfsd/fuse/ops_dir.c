@@ -33,7 +33,7 @@ int64_t op_opendir(struct core *core, struct fuse_request *request)
 
 	if (fd < 0)
 		return fd;
-	error = open_finish(core, request->header.nodeid, fd, O_DIRECTORY, out);
+	error = open_finish(core, request->header.nodeid, fd, O_DIRECTORY, false, out);
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 

@@ -41,24 +41,32 @@ static void fill_entry(struct core *core, uint64_t nodeid, const struct director
 	out->attr.flags |= dax_attr(core, nodeid, stat);
 }
 
-/* The host may have renamed since the name was looked at: what is answered is what the descriptor stands for. */
-int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out)
+/* The entry of what a descriptor, which is given away with the call, stands for. */
+static int entry_add(struct core *core, const struct directory *dir, int fd, const struct statx *stat,
+		     struct fuse_entry_out *out)
 {
 	struct inode_key key;
-	struct statx stat;
 	uint64_t nodeid;
 	int error;
 
-	error = stat_fd(fd, &stat);
+	key_of(stat, &key);
+	error = inode_add(core, &key, fd, dir ? dir->nodeid : 0, &nodeid);
+	if (error == 0)
+		fill_entry(core, nodeid, dir, stat, out);
+	return error;
+}
+
+/* The host may have renamed since the name was looked at: what is answered is what the descriptor stands for. */
+int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out)
+{
+	struct statx stat;
+	int error = stat_fd(fd, &stat);
+
 	if (error < 0) {
 		close(fd);
 		return error;
 	}
-	key_of(&stat, &key);
-	error = inode_add(core, &key, fd, dir ? dir->nodeid : 0, &nodeid);
-	if (error == 0)
-		fill_entry(core, nodeid, dir, &stat, out);
-	return error;
+	return entry_add(core, dir, fd, &stat, out);
 }
 
 int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
@@ -110,8 +118,9 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 		fill_entry(core, nodeid, NULL, &stat, out);
 		return 0;
 	}
+	/* No name is looked up: it is what was looked at. */
 	path_fd = reopen_surely(core, fd, O_PATH);
-	return path_fd < 0 ? path_fd : entry_new(core, NULL, path_fd, out);
+	return path_fd < 0 ? path_fd : entry_add(core, NULL, path_fd, &stat, out);
 }
 
 int64_t op_lookup(struct core *core, struct fuse_request *request)

@@ -95,11 +95,11 @@ int inode_open(struct core *core, uint64_t nodeid, uint32_t flags)
 	return opened;
 }
 
-int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, struct fuse_open_out *out)
+int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, bool made, struct fuse_open_out *out)
 {
 	int error;
 
-	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, nodeid, fd, flags)};
+	*out = (struct fuse_open_out){.open_flags = open_reply_flags(core, nodeid, fd, flags, made)};
 	error = handle_add(core, nodeid, fd, &out->fh);
 	if (error < 0)
 		close(fd);
@@ -138,7 +138,7 @@ int64_t op_open(struct core *core, struct fuse_request *request)
 	fd = flags & O_TRUNC ? open_truncating(core, request, in) : inode_open(core, request->header.nodeid, flags);
 	if (fd < 0)
 		return fd;
-	error = open_finish(core, request->header.nodeid, fd, flags, out);
+	error = open_finish(core, request->header.nodeid, fd, flags, false, out);
 	return error < 0 ? error : (int64_t)sizeof(*out);
 }
 
@@ -267,7 +267,7 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 		close(fd);
 		return error;
 	}
-	error = open_finish(core, entry->nodeid, fd, in->flags & ~(uint32_t)O_DIRECTORY, open);
+	error = open_finish(core, entry->nodeid, fd, in->flags & ~(uint32_t)O_DIRECTORY, !request->found, open);
 	if (error < 0) {
 		inode_forget(core, entry->nodeid, 1);
 		return error;
@@ -275,21 +275,29 @@ int64_t op_create(struct core *core, struct fuse_request *request)
 	return sizeof(*entry) + sizeof(*open);
 }
 
+/* Closes a copy of a descriptor. */
+static int close_copy(struct core *core, int fd)
+{
+	int copy;
+
+	do
+		copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	while (copy < 0 && out_of_descriptors(core, -errno));
+	return copy < 0 || close(copy) < 0 ? -errno : 0;
+}
+
 /* What close(2) would report: some file systems tell of a failed write only there. And what it does: whichever of a
  * process's descriptors of a file is closed, all its POSIX locks on that file go. */
 int64_t op_flush(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_flush_in *in = (const void *)request->arg;
-	int fd = handle_get(core, in->fh);
-	int copy, error;
+	int fd = handle_get(core, in->fh), error = 0;
 
 	lock_release(core, request->header.nodeid, in->lock_owner);
 	if (fd < 0)
 		return fd;
-	do
-		copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	while (copy < 0 && out_of_descriptors(core, -errno));
-	error = copy < 0 || close(copy) < 0 ? -errno : 0;
+	if (!(inode_traits(core, request->header.nodeid, fd) & TRAIT_CLOSES))
+		error = close_copy(core, fd);
 	handle_put(core, in->fh);
 	return error;
 }

@@ -30,6 +30,6 @@ def tmpfile(core: Core, request: Request, arg: Any) -> bytes:
         if nodeid:
             core.forget(nodeid)
         raise
-    open_flags = lib.open_reply_flags(core.pointer, nodeid, fd, flags)
+    open_flags = lib.open_reply_flags(core.pointer, nodeid, fd, flags, True)
     opened = ffi.new("struct fuse_open_out *", {"fh": fh, "open_flags": open_flags})
     return entry + packed(opened)

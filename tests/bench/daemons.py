@@ -31,8 +31,8 @@ class Kind(NamedTuple):
     source: str = ""
     #: What it answers has no content: the limit, and no peer.
     alone: bool = False
-    #: It is measured only at so many requests in flight, and above: a thread pool makes nothing faster below.
-    depth: int = 1
+    #: It hands requests to threads: that makes what blocks faster when there are several, other things rarely.
+    pool: bool = False
     #: Request queues that its guest has.
     queues: int = 1
     #: Somebody else's.
@@ -71,9 +71,9 @@ KINDS = {
     "vfsd, no sandbox": Kind(_vfsd("--sandbox=none")),
     "Rust": Kind(_rust(), RUST, RUST_SOURCE, peer=True),
     "Rust, no handles": Kind(_rust("--inode-file-handles=never"), RUST, RUST_SOURCE, peer=True),
-    "Rust, no handles, pool": Kind(_rust("--inode-file-handles=never", POOL), RUST, RUST_SOURCE, depth=8, peer=True),
+    "Rust, no handles, pool": Kind(_rust("--inode-file-handles=never", POOL), RUST, RUST_SOURCE, pool=True, peer=True),
     "C": Kind(_c(), C, C_SOURCE, peer=True),
-    "C, pool": Kind(_c(POOL), C, C_SOURCE, depth=8, peer=True),
+    "C, pool": Kind(_c(POOL), C, C_SOURCE, pool=True, peer=True),
     ALONE: Kind(_alone(), alone=True),
     #: Peers offer one request queue.
     **{f"vfsd, {queues} queues": Kind(_vfsd(), queues=queues) for queues in (2, 3, 4)},

@@ -360,7 +360,7 @@ def _patience(daemon: Daemon, seconds: float) -> Iterator[None]:
 
     def look(number: int, frame: object) -> None:
         if daemon.process.poll() is not None:
-            raise ConnectionError(f"{daemon.name} has ended:\n{daemon.log.read_text()}")
+            raise ConnectionError(f"{daemon.name} has ended\n{daemon.log.read_text()}")
         if time.monotonic() > begin + seconds:
             raise TimeoutError(f"{daemon.name}: no reply after {seconds:.0f} s")
 

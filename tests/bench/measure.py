@@ -7,7 +7,7 @@ those of the others, and who comes after the pause in which the files of a round
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -117,8 +117,8 @@ def measure_bare(share: Path, workload: Workload, depth: int, seconds: float) ->
     return Figure(done.units / done.seconds, done.used / done.units * 1e6)
 
 
-def measure_all(plan: Plan, results: Results) -> None:
-    """Adds to `results` figure by figure."""
+def measure_all(plan: Plan, results: Results, keep: Callable[[], None] = lambda: None) -> None:
+    """Adds to `results` figure by figure; `keep` is called after each workload."""
     cpus = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, cpus)
@@ -128,7 +128,7 @@ def measure_all(plan: Plan, results: Results) -> None:
         for number in range(plan.rounds):
             first = number % len(plan.daemons)
             order = [*plan.daemons[first:], *plan.daemons[:first]]
-            Round(plan, order, results, cpus, files, f"round {number + 1} of {plan.rounds}").run()
+            Round(plan, order, results, cpus, files, f"round {number + 1} of {plan.rounds}", keep).run()
 
 
 class Round(NamedTuple):
@@ -140,6 +140,7 @@ class Round(NamedTuple):
     cpus: Sequence[int]
     files: Files
     title: str
+    keep: Callable[[], None]
 
     def run(self) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=self.plan.where) as directory, ExitStack() as stack:
@@ -154,6 +155,7 @@ class Round(NamedTuple):
                         if not self._figure(name, setting, guest):
                             guests[i] = self._mount(stack, guest.daemon.name, directory)
                     self._bare(name, setting, bare)
+                self.keep()
                 for guest in guests:
                     peak[guest.daemon.name] = max(peak[guest.daemon.name], guest.daemon.memory())
             for name, most in peak.items():
@@ -166,7 +168,7 @@ class Round(NamedTuple):
     def _figure(self, name: str, setting: Setting, guest: Guest) -> bool:
         """False when it was a peer's and it failed, by which it is not usable any more."""
         daemon = guest.daemon
-        if setting.depth < daemon.kind.depth:
+        if daemon.kind.pool and setting.depth < (2 if WORKLOADS[name].blocks else 32):
             return True
         try:
             pin(daemon, setting.placement, self.cpus)

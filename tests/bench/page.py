@@ -1,0 +1,132 @@
+"""docs/performance.md: what was measured goes between marks in it; what is written there by hand stays."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.bench.daemons import RUST, VFSD, C
+from tests.bench.measure import Setting
+from tests.bench.saved import Measured
+from tests.bench.table import (
+    COMPARED,
+    PLACEMENTS,
+    Row,
+    compared,
+    everything,
+    fastest_peer,
+    line,
+    medians,
+    ruler,
+    spread,
+)
+from tests.bench.workloads import WORKLOADS
+
+
+def mark(name: str) -> str:
+    return f"<!-- measured: {name} -->"
+
+
+END = "<!-- end -->"
+
+
+def replaced(page: str, parts: Mapping[str, str]) -> str:
+    """The page with these parts. Raises ValueError when it has no mark for one."""
+    for name, text in parts.items():
+        before, found, rest = page.partition(mark(name) + "\n")
+        _, ended, after = rest.partition(END)
+        if not found or not ended:
+            raise ValueError(f"the page has no part {mark(name)}")
+        page = f"{before}{found}{text.strip()}\n{END}{after}"
+    return page
+
+
+def rows(measured: Measured, setting: Setting) -> dict[str, Row]:
+    figures = measured.results.figures
+    return {name: medians(figures[name, setting]) for name in measured.plan.workloads if (name, setting) in figures}
+
+
+def _setting(measured: Measured, setting: Setting) -> Iterator[str]:
+    found = rows(measured, setting)
+    if not found:
+        return
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    yield f"### Depth {setting.depth}, {PLACEMENTS[setting.placement]}\n"
+    yield line(COMPARED)
+    yield ruler(len(COMPARED))
+    yield from (compared(name, row) for name, row in found.items())
+    yield "\n<details><summary>All daemons</summary>\n"
+    yield line(["", *columns])
+    yield ruler(len(columns) + 1)
+    yield from (everything(name, row, columns) for name, row in found.items())
+    yield "\n</details>\n"
+
+
+def summary(measured: Measured, goal: float = 1.5) -> str:
+    """How many rows reach what."""
+    ratios = []
+    for setting in measured.plan.settings:
+        for row in rows(measured, setting).values():
+            peer = fastest_peer(row)
+            if peer and VFSD in row:
+                ratios.append((row[VFSD].rate / row[peer].rate, row[VFSD].cpu / row[peer].cpu))
+    reached = sum(rate >= goal for rate, _ in ratios)
+    ahead = sum(rate >= 1 for rate, _ in ratios)
+    cheap = sum(cpu <= 1 for _, cpu in ratios)
+    return (
+        f"Of {len(ratios)} rows vfsd is ahead of the fastest peer in {ahead}, by {goal} times or more in {reached}; "
+        f"it takes no more CPU time for an operation in {cheap}."
+    )
+
+
+def tables(measured: Measured) -> str:
+    plan, results = measured.plan, measured.results
+    lines = [summary(measured), ""]
+    for setting in plan.settings:
+        lines += _setting(measured, setting)
+    if results.failures:
+        lines += ["What peers could not do:", "", *(f"- {each}" for each in sorted(set(results.failures))), ""]
+    rounds = f"Rounds: {plan.rounds}"
+    if plan.rounds > 2:
+        within = f"half of which lie within {spread(results.figures):.0%} of it (of all rates, the median)"
+        rounds = f"Medians of {plan.rounds} rounds, {within}"
+    lines.append(f"{rounds}; {plan.seconds:g} s a figure.")
+    return "\n".join(lines)
+
+
+def queues(measured: Measured) -> str:
+    """Daemons down, workloads across: with one request queue and with more."""
+    [setting] = measured.plan.settings
+    found = rows(measured, setting)
+    lines = [line(["", *(WORKLOADS[name].title for name in found)]), ruler(len(found) + 1)]
+    for daemon in measured.plan.daemons:
+        cells = [everything(name, row, [daemon]).split(" | ")[1].removesuffix(" |") for name, row in found.items()]
+        lines.append(line([daemon, *cells]))
+    return "\n".join(lines)
+
+
+def _first_line(argv: Sequence[str]) -> str:
+    try:
+        found = subprocess.run(argv, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return (found.stdout or found.stderr).strip().partition("\n")[0]
+
+
+def machine(parts: Mapping[str, Measured], date: str) -> str:
+    """What it was measured on, and what was measured."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    hypervisor = "hypervisor" in Path("/proc/cpuinfo").read_text()
+    commit = _first_line(["git", "rev-parse", "--short", "HEAD"])
+    kinds = ", ".join(f"{part.file_system} ({part.plan.where})" for part in parts.values())
+    facts = {
+        "measured": f"{date}, vfsd at {commit}",
+        "peers": f"{_first_line([str(RUST), '--version'])} (Rust); {_first_line([str(C), '--version'])} (C)",
+        "processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"
+        + (" of a virtual machine" if hypervisor else ""),
+        "kernel": f"Linux {platform.release()}",
+        "file systems": kinds,
+    }
+    return "\n".join([line(["", ""]), ruler(2), *(line(fact) for fact in facts.items())])

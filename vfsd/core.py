@@ -120,6 +120,7 @@ def core_config(settings: Settings, root_fd: int, proc_fd: int, arenas: Arenas) 
             "door": lib.fuse_door,
             "refused": lib.fuse_refused,
             "complete": virtq_ffi.addressof(virtq, "virtq_complete"),
+            "tell": virtq_ffi.addressof(virtq, "virtq_tell"),
             "lend": lib.fuse_lend,
             "session": arenas.session.pointer(ffi, "struct core_session *"),
             "inodes": arenas.inodes.pointer(ffi, "char *"),

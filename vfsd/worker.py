@@ -247,7 +247,7 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
     inflight = spec.backend.inflight.map(vring.index)
     config = vring.config(memory, inflight, spec.backend.features, spec.stop)
     memos = spec.device.memo(vring.index)
-    config.memos, config.memo_size = memos, MEMO_SIZE
+    config.memos, config.memo_size, config.threads = memos, MEMO_SIZE, spec.threads
     queue = lib.virtq_new(config, error)
     if queue:
         # The queue points to what these own.

@@ -122,7 +122,7 @@ int inflight_recover(struct virtq *queue)
 	}
 	qsort_r(queue->resubmit, count, sizeof(queue->resubmit[0]), by_counter, region->desc);
 	queue->resubmit_count = count;
-	queue->pending = count;
+	queue->taken = count;
 	queue->last_avail = queue->used_idx + count;
 	return 0;
 }

@@ -1,11 +1,15 @@
 /* How each side of a ring hears of the other: kicks, and interrupts (virtio 1.3, sections 2.7.7 and 2.7.10).
  *
  * Rule 1. A kick wakes by being written, not by having been: its counter is never read, which would be a system call more.
+ * Rule 2. A ring's only thread may publish some chains before it tells the driver of them, while it knows of more to serve.
+ *         It tells before it takes up what may last, and before it waits or leaves; if it dies first, the next worker
+ *         tells (virtq.c, resume).
  */
 #include <errno.h>
 #include <poll.h>
 #include <stddef.h>
 #include <sys/epoll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "barrier.h"
@@ -13,8 +17,24 @@
 
 /* With no kick eventfd the ring is looked at this often, in milliseconds. */
 #define LOOK_INTERVAL 1
+/* The driver is told of so many chains at once, or of those of so many nanoseconds. */
+#define HOLD_MAX 16
+#define HOLD_TIME 20000
+/* As many chains are left to be served when a driver with a core of its own is told: it wakes while they are. */
+#define HOLD_LEFT 8
+/* Interrupts with which a driver has to come, or not, more often than the other way, before it counts as sharing our core. */
+#define SHARED 4
+
 /* What became readable. */
 enum { KICK, STOP };
+
+static uint64_t clock_ns(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
 
 void signal_fd(int fd)
 {
@@ -115,13 +135,86 @@ int virtq_wait(struct virtq *queue)
 
 bool interrupt_wanted(struct virtq *queue)
 {
+	struct virtq_state *state = queue->config.state;
 	uint16_t told = queue->told_idx;
+	bool wanted;
 
+	/* Another thread has told of all. */
+	if (told == queue->used_idx)
+		return false;
 	/* Ordered point "interrupt?": pairs with the driver's fence between its store of used_event or flags and its
-	 * load of used.idx (virtio 1.3, 2.7.14). Either it sees our index, or we see that it wants to be told. */
+	 * load of used.idx (virtio 1.3, 2.7.14). Either it sees our index, or we see that it wants to be told. One fence
+	 * does for all that was published since the last one. */
 	full_fence();
 	queue->told_idx = queue->used_idx;
 	if (queue->config.event_idx)
-		return vring_need_event(read_once(&queue->avail->ring[queue->config.num]), queue->used_idx, told);
-	return !(read_once(&queue->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
+		wanted = vring_need_event(read_once(&queue->avail->ring[queue->config.num]), queue->used_idx, told);
+	else
+		wanted = !(read_once(&queue->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
+	if (wanted && queue->config.call >= 0)
+		write_once(&state->interrupts, state->interrupts + 1);
+	return wanted;
+}
+
+/* An interrupt, by the only thread. Whoever has come while it was sent was given our core for it: across cores a wake-up
+ * takes longer than sending it does. */
+static void interrupt(struct virtq *queue)
+{
+	uint16_t before = read_once(&queue->avail->idx);
+
+	signal_fd(queue->config.call);
+	if (read_once(&queue->avail->idx) == before)
+		queue->shared -= queue->shared > 0;
+	else
+		queue->shared += queue->shared < 2 * SHARED;
+}
+
+/* Whether the driver may be told of what is about to be published later, with more: there are chains to serve next. */
+static bool may_hold(struct virtq *queue)
+{
+	/* What has come meanwhile is served next. Whether the index makes sense, pop finds out. */
+	uint16_t left = load_acquire(&queue->avail->idx) - queue->last_avail;
+	uint64_t now;
+
+	if (left <= (queue->shared >= SHARED ? 0 : HOLD_LEFT))
+		return false;
+	now = clock_ns();
+	if (!queue->held)
+		queue->held_since = now;
+	return queue->held + 1 < HOLD_MAX && now - queue->held_since < HOLD_TIME;
+}
+
+/* Whether another thread may complete a chain now. One that has, has counted it last: what it did is seen then. */
+static bool others_complete(struct virtq *queue)
+{
+	uint32_t ours = 1 + queue->resubmit_count - queue->resubmit_next;
+
+	return virtq_pending(queue) != ours;
+}
+
+void complete_alone(struct virtq_chain *chain, uint32_t len)
+{
+	struct virtq *queue = chain->queue;
+	bool hold = may_hold(queue);
+	bool wanted = settle(chain, len, hold, others_complete(queue));
+
+	queue->held = hold ? queue->held + 1 : 0;
+	if (wanted)
+		interrupt(queue);
+	/* Last, as in virtq_complete. */
+	store_release(&queue->done_alone, queue->done_alone + 1);
+}
+
+void virtq_tell(struct virtq *queue)
+{
+	bool wanted;
+
+	if (!queue->held)
+		return;
+	queue->held = 0;
+	pthread_mutex_lock(&queue->used_lock);
+	wanted = interrupt_wanted(queue);
+	pthread_mutex_unlock(&queue->used_lock);
+	if (wanted)
+		interrupt(queue);
 }

@@ -24,7 +24,9 @@ struct virtq {
 	struct vring_avail *avail;
 	struct vring_used *used;
 	struct slot *slots;          /* num of them, in memory that costs nothing before a head is first used */
-	uint32_t pending;            /* popped or to be resubmitted, and not completed; atomic */
+	uint32_t taken;              /* chains popped or to be resubmitted; written under pop_lock */
+	uint32_t done;               /* those completed, atomic; */
+	uint32_t done_alone;         /* and those completed by the only thread */
 
 	pthread_mutex_t pop_lock;    /* held by the leader; protects what follows */
 	uint16_t last_avail;         /* index of the next entry to pop */
@@ -35,6 +37,9 @@ struct virtq {
 	uint64_t counter;            /* order of taking, for the in-flight region */
 	uint32_t unpolled;           /* chains popped since `stop` was last polled */
 	int epoll;                   /* waits for kick, edge-triggered, and for stop */
+	uint32_t held;               /* chains published that the only thread has not told of yet */
+	uint64_t held_since;         /* when it published the first of them, nanoseconds */
+	uint32_t shared;             /* how sure it is that the driver runs on its core, when let: 0 to 2 * SHARED */
 
 	pthread_mutex_t used_lock;   /* protects what follows, the used ring, and the clearing of marks */
 	uint16_t used_idx;           /* ours: the one in the ring is written, never read back */
@@ -54,6 +59,10 @@ void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len);
 /* Where in the used ring the driver finds avail_event (virtio 1.3, section 2.7.10). */
 uint64_t avail_event_offset(const struct virtq *queue);
 
+/* Publishes a chain: all of virtq_complete but the interrupt. Whether that is wanted; with `hold` nobody asks. Without `lock`
+ * nobody else may complete a chain meanwhile. */
+bool settle(struct virtq_chain *chain, uint32_t len, bool hold, bool lock);
+
 /* notify.c: 0; -ENOMEM, also when there are no descriptors left; -EPERM: the kick is nothing one can wait for. waiting_close
  * undoes it. */
 int waiting_open(struct virtq *queue);
@@ -66,6 +75,8 @@ int virtq_wait(struct virtq *queue);
 bool stop_asked(struct virtq *queue);
 /* Whether the driver asked to hear of what was published since it was last told. Called with used_lock held. */
 bool interrupt_wanted(struct virtq *queue);
+/* virtq_complete by the only thread: it may hold back what it then has to virtq_tell. */
+void complete_alone(struct virtq_chain *chain, uint32_t len);
 
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
  * table outside memory, -ENOMEM, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */

@@ -19,6 +19,8 @@
 
 /* Chains popped in a row from a ring that never runs dry before `stop` is looked at. */
 #define STOP_INTERVAL 32
+/* Chains with more bytes than this may take long: what is held back is told of first. */
+#define HOLD_BYTES 32768
 
 void used_dirty(struct virtq *queue, uint64_t offset, uint64_t len)
 {
@@ -30,7 +32,7 @@ int broken(struct virtq *queue, int err)
 {
 	if (!queue->config.state->broken) {
 		write_once(&queue->config.state->broken, -err);
-		fetch_add(&queue->pending, queue->resubmit_next - queue->resubmit_count);
+		write_once(&queue->taken, queue->taken - (queue->resubmit_count - queue->resubmit_next));
 		queue->resubmit_next = queue->resubmit_count;
 		signal_fd(queue->config.err);
 	}
@@ -192,7 +194,7 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	}
 	queue->last_avail++;
 	queue->busy[head] = 1;
-	fetch_add(&queue->pending, 1);
+	write_once(&queue->taken, queue->taken + 1);
 	write_once(&queue->config.state->popped, queue->config.state->popped + 1);
 	return 1;
 }
@@ -205,12 +207,11 @@ static bool stop_polled(struct virtq *queue)
 	return stop_asked(queue);
 }
 
-/* Leads: waits and pops with the lock held, so that the other threads queue up behind it. 1: a chain; 0: stop; -errno. */
+/* Leads: waits and pops. Called with pop_lock held. 1: a chain; 0: stop; -errno. */
 static int virtq_lead(struct virtq *queue, struct virtq_chain **chain)
 {
 	int ret = 1;
 
-	pthread_mutex_lock(&queue->pop_lock);
 	if (queue->config.state->broken)
 		ret = -(int)queue->config.state->broken;
 	else if (stop_polled(queue))
@@ -220,21 +221,6 @@ static int virtq_lead(struct virtq *queue, struct virtq_chain **chain)
 		if (ret)
 			break;
 		ret = virtq_wait(queue);
-	}
-	pthread_mutex_unlock(&queue->pop_lock);
-	return ret;
-}
-
-int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque)
-{
-	struct virtq_chain *chain = NULL;
-	int64_t len;
-	int ret;
-
-	while ((ret = virtq_lead(queue, &chain)) > 0) {
-		len = handler(opaque, chain);
-		if (len != VIRTQ_DEFERRED)
-			virtq_complete(chain, len);
 	}
 	return ret;
 }
@@ -271,32 +257,88 @@ static void reply_dirty(struct virtq *queue, const struct virtq_chain *chain, ui
 	}
 }
 
-void virtq_complete(struct virtq_chain *chain, uint32_t len)
+bool settle(struct virtq_chain *chain, uint32_t len, bool hold, bool lock)
 {
 	struct virtq *queue = chain->queue;
-	bool interrupt = false;
+	bool wanted = false;
 
 	if (len > chain->out_len)
 		len = chain->out_len;
 	/* Before the used element: once that is there, another worker does not serve the chain, nor log it, again. */
 	reply_dirty(queue, chain, len);
-	pthread_mutex_lock(&queue->used_lock);
+	if (lock)
+		pthread_mutex_lock(&queue->used_lock);
 	if (!read_once(&queue->config.state->broken)) {
 		publish(queue, chain->head, len);
-		interrupt = interrupt_wanted(queue);
-		if (interrupt && queue->config.call >= 0)
-			write_once(&queue->config.state->interrupts, queue->config.state->interrupts + 1);
+		wanted = !hold && interrupt_wanted(queue);
 	}
-	pthread_mutex_unlock(&queue->used_lock);
-	if (interrupt)
+	if (lock)
+		pthread_mutex_unlock(&queue->used_lock);
+	return wanted;
+}
+
+void virtq_complete(struct virtq_chain *chain, uint32_t len)
+{
+	struct virtq *queue = chain->queue;
+
+	if (settle(chain, len, false, true))
 		signal_fd(queue->config.call);
 	/* Last: at 0 the worker may end. */
-	fetch_add(&queue->pending, -1);
+	fetch_add(&queue->done, 1);
+}
+
+/* One of several threads: each leads in turn, and the others queue up behind it. */
+static int run_among(struct virtq *queue, virtq_handler handler, void *opaque)
+{
+	struct virtq_chain *chain = NULL;
+	int64_t len;
+	int ret;
+
+	while (true) {
+		pthread_mutex_lock(&queue->pop_lock);
+		ret = virtq_lead(queue, &chain);
+		pthread_mutex_unlock(&queue->pop_lock);
+		if (ret <= 0)
+			return ret;
+		len = handler(opaque, chain);
+		if (len != VIRTQ_DEFERRED)
+			virtq_complete(chain, len);
+	}
+}
+
+/* The only thread leads for good, and may tell the driver of several chains at once. */
+static int run_alone(struct virtq *queue, virtq_handler handler, void *opaque)
+{
+	struct virtq_chain *chain = NULL;
+	int64_t len;
+	int ret;
+
+	pthread_mutex_lock(&queue->pop_lock);
+	while ((ret = virtq_lead(queue, &chain)) > 0) {
+		if (chain->in_len + chain->out_len > HOLD_BYTES)
+			virtq_tell(queue);
+		len = handler(opaque, chain);
+		if (len == VIRTQ_DEFERRED)
+			virtq_tell(queue);
+		else
+			complete_alone(chain, len);
+	}
+	pthread_mutex_unlock(&queue->pop_lock);
+	virtq_tell(queue);
+	return ret;
+}
+
+int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque)
+{
+	return (queue->config.threads == 1 ? run_alone : run_among)(queue, handler, opaque);
 }
 
 uint32_t virtq_pending(struct virtq *queue)
 {
-	return load_acquire(&queue->pending);
+	/* Acquire, and before `taken`: whoever completes a chain counted it as taken first. */
+	uint32_t done = load_acquire(&queue->done) + load_acquire(&queue->done_alone);
+
+	return load_acquire(&queue->taken) - done;
 }
 
 void virtq_park(struct virtq *queue)

@@ -1,8 +1,8 @@
 /* The split-virtqueue engine, device side (virtio 1.3, section 2.7).
  *
  * Rule 1. Only virtq.c and notify.c touch a ring. Whatever the driver can change is read once.
- * Rule 2. A chain is completed by virtq_complete and by nothing else: reply bytes, used element, used index, dirty log
- *         and in-flight mark are settled there.
+ * Rule 2. A chain is completed by one function and by nothing else (settle): reply bytes, used element, used index, dirty
+ *         log and in-flight mark are settled there. The interrupt may come for several.
  * Rule 3. The engine makes no threads and takes those it is lent: several may run the same queue.
  * Rule 4. A ring that breaks the rules is marked broken, its error eventfd is written, and nothing else is touched.
  */
@@ -102,6 +102,7 @@ struct virtq_config {
 	uint32_t log_used;               /* VHOST_VRING_F_LOG was set */
 	uint32_t event_idx;              /* VIRTIO_RING_F_EVENT_IDX was negotiated */
 	uint32_t indirect;               /* VIRTIO_RING_F_INDIRECT_DESC was negotiated */
+	uint32_t threads;                /* that run it; 1: the driver may be told of several chains at once. 0: any number */
 	int32_t kick;                    /* eventfds; -1: none (kick: poll; call, err: silent) */
 	int32_t call;
 	int32_t err;
@@ -116,7 +117,7 @@ void virtq_free(struct virtq *queue);
 
 /* Serves the ring until `stop` is readable (returns 0) or the ring is broken (returns -errno; -EPROTO for a rule
  * broken by the driver), or this process has no memory to read a chain (-ENOMEM, and the ring is not broken). Called by
- * any number of threads at once. */
+ * any number of threads at once; where `threads` is 1, by one. */
 int virtq_run(struct virtq *queue, virtq_handler handler, void *opaque);
 
 /* Serves the next suspect among what a dead worker left, and marks it as the one that is served: 1 when there was one,
@@ -127,6 +128,10 @@ int virtq_try_suspect(struct virtq *queue, virtq_handler handler, virtq_handler 
 /* Publishes a chain with `len` bytes written. Called once per chain: by virtq_run for a handler that returned a
  * length, by whoever finishes a deferred one. */
 void virtq_complete(struct virtq_chain *chain, uint32_t len);
+
+/* For a handler that is about to do what may take long: tells the driver of what this thread has completed and held back.
+ * Called by the thread that the handler was called on. */
+void virtq_tell(struct virtq *queue);
 
 /* Chains popped and not completed: a stopped queue is drained when this is 0. */
 uint32_t virtq_pending(struct virtq *queue);

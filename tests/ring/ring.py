@@ -125,8 +125,12 @@ class Ring:
         )
         return int(lib.memory_append(self.table, region))
 
-    def open(self) -> int:
-        """A new view of memory and a new queue: what a new worker begins with. The error, 0 when there is none."""
+    def open(self, threads: int = 0) -> int:
+        """A new view of memory and a new queue: what a new worker begins with. The error, 0 when there is none.
+
+        `threads` is what the queue is told will run it.
+        """
+        self.config.threads = threads
         log = ffi.from_buffer("uint8_t[]", self.log) if self.log is not None else ffi.NULL
         self.view = lib.memory_new(self.table, log, len(self.log or b""))
         self.config.memory = self.view
@@ -135,9 +139,9 @@ class Ring:
         return int(error[0])
 
     def start(self, handler: Handler = echo, threads: int = 1) -> None:
-        """Lends threads to the queue, which is opened if it is not."""
+        """Lends threads to the queue, which is opened if it is not: it knows then whether one serves it alone."""
         if not self.queue:
-            assert self.open() == 0
+            assert self.open(threads) == 0
 
         self.serve = self.callback(handler)
 

@@ -123,6 +123,7 @@ class EchoDevice:
             error = ffi.new("int *")
             inflight = backend.inflight.map(vring.index)
             config = vring.config(self._memory, inflight, backend.features, self._stop)
+            config.threads = 1
             queue = lib.virtq_new(config, error)
             assert queue, os.strerror(-error[0])
             thread = threading.Thread(target=lib.virtq_run, args=(queue, self._handler, self._opaque))

@@ -86,6 +86,8 @@ void fuse_lent_end(struct core *core);
 
 /* virtq_complete, handed over as a pointer: it lives in the other extension. */
 typedef void (*virtq_completion)(struct virtq_chain *chain, uint32_t len);
+/* virtq_tell, likewise. */
+typedef void (*virtq_telling)(struct virtq *queue);
 
 /* What is known of an inode as to DAX, kept with it (dax.c). */
 #define DAX_OFFERED 1    /* the guest was told to map it */
@@ -202,6 +204,7 @@ struct core_config {
 	fuse_door_function door;
 	fuse_door_function refused; /* told of what fuse_refuse answers, as far as it could be read; returns nothing */
 	virtq_completion complete; /* called by fuse_finish; may be NULL where nothing is deferred */
+	virtq_telling tell;     /* called by a ring's thread before what may take long; NULL: nothing is held back */
 	fuse_lend_function lend;   /* NULL: no threads to be had */
 	struct core_session *session;
 	void *inodes;           /* arenas */

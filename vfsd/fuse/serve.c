@@ -24,6 +24,7 @@
 #define PAYLOAD 8    /* what follows the fixed arguments stays in guest memory */
 #define IN_PLACE 16  /* the op puts its reply where it belongs */
 #define UNMOUNTED 32 /* allowed before INIT */
+#define MAY_WAIT 64  /* for whoever has a lease on the file, though nothing else is slow in it */
 
 struct row {
 	const char *name;
@@ -58,7 +59,7 @@ static const struct row rows[] = {
 	ROW(RMDIR,           0,                    0,                 1, 0, MODIFIES,             op_rmdir),
 	ROW(RENAME,          ARG(rename),          0,                 2, 0, MODIFIES,             op_rename),
 	ROW(LINK,            ARG(link),            ENTRY,             1, 0, MODIFIES,             op_link),
-	ROW(OPEN,            ARG(open),            OUT(open),         0, 0, 0,                    op_open),
+	ROW(OPEN,            ARG(open),            OUT(open),         0, 0, MAY_WAIT,             op_open),
 	ROW(READ,            ARG(read),            0,                 0, 0, IN_PLACE,             op_read),
 	ROW(WRITE,           ARG(write),           OUT(write),        0, 0, MODIFIES | PAYLOAD,   op_write),
 	ROW(STATFS,          0,                    OUT(statfs),       0, 0, 0,                    NULL),
@@ -79,7 +80,8 @@ static const struct row rows[] = {
 	ROW(SETLK,           ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(SETLKW,          ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(ACCESS,          ARG(access),          0,                 0, 0, 0,                    NULL),
-	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create, MASKED(create)),
+	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER | MAY_WAIT, op_create,
+	    MASKED(create)),
 	ROW(IOCTL,           ARG(ioctl),           OUT(ioctl),        0, 0, 0,                    NULL),
 	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
 	ROW(BATCH_FORGET,    ARG(batch_forget),    0,                 0, 0, NO_REPLY,             op_batch_forget),
@@ -355,6 +357,8 @@ static int64_t serve_chain(struct core *core, struct virtq_chain *chain, bool wa
 		result = check_allowed(core, row, &request);
 	if (!waits)
 		fetch_add(&core->config.session->served[request.header.opcode], 1);
+	if (!waits && (!row->serve || row->flags & MAY_WAIT) && chain->queue && core->config.tell)
+		core->config.tell(chain->queue);
 	if (result == 0)
 		result = once_due(request.header.opcode) ? run_once(core, row, &request) : run(core, row, &request);
 	if (result == VIRTQ_DEFERRED)

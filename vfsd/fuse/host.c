@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <linux/openat2.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -68,21 +67,29 @@ void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *at
 	};
 }
 
+const char *fd_name(int fd, struct fd_name *room)
+{
+	char *at = room->text + sizeof(room->text) - 1;
+
+	*at = 0;
+	do
+		*--at = '0' + fd % 10;
+	while (fd /= 10);
+	return at;
+}
+
 bool has_xattr(int fd, const char *name)
 {
-	char path[16];
+	struct fd_name room;
 
-	snprintf(path, sizeof(path), "%d", fd);
-	return getxattr(path, name, NULL, 0) >= 0;
+	return getxattr(fd_name(fd, &room), name, NULL, 0) >= 0;
 }
 
 int reopen(const struct core *core, int fd, uint32_t flags)
 {
-	char name[16];
-	int opened;
+	struct fd_name room;
+	int opened = openat(core->config.proc_fd, fd_name(fd, &room), flags | O_CLOEXEC);
 
-	snprintf(name, sizeof(name), "%d", fd);
-	opened = openat(core->config.proc_fd, name, flags | O_CLOEXEC);
 	return opened < 0 ? -errno : opened;
 }
 
@@ -97,11 +104,9 @@ int open_beneath(int dir_fd, const char *path)
 
 ssize_t path_of(const struct core *core, int fd, char *path, size_t size)
 {
-	char name[16];
-	ssize_t n;
+	struct fd_name room;
+	ssize_t n = readlinkat(core->config.proc_fd, fd_name(fd, &room), path, size - 1);
 
-	snprintf(name, sizeof(name), "%d", fd);
-	n = readlinkat(core->config.proc_fd, name, path, size - 1);
 	if (n < 0)
 		return -errno;
 	path[n] = 0;
@@ -111,10 +116,9 @@ ssize_t path_of(const struct core *core, int fd, char *path, size_t size)
 /* fchmod takes no O_PATH descriptor. */
 static int set_mode_by_path(const struct core *core, int fd, uint32_t mode)
 {
-	char name[16];
+	struct fd_name room;
 
-	snprintf(name, sizeof(name), "%d", fd);
-	return fchmodat(core->config.proc_fd, name, mode, 0) < 0 ? -errno : 0;
+	return fchmodat(core->config.proc_fd, fd_name(fd, &room), mode, 0) < 0 ? -errno : 0;
 }
 
 bool has_fchmodat2(void)
@@ -132,20 +136,17 @@ int set_mode(const struct core *core, int fd, uint32_t mode)
 
 int truncate_fd(int fd, uint64_t size)
 {
-	char path[16];
+	struct fd_name room;
 
-	/* In the current directory. */
-	snprintf(path, sizeof(path), "%d", fd);
-	return truncate(path, (off_t)size) < 0 ? -errno : 0;
+	return truncate(fd_name(fd, &room), (off_t)size) < 0 ? -errno : 0;
 }
 
 int link_fd(const struct core *core, int fd, int dir_fd, const char *name)
 {
-	char path[16];
+	struct fd_name room;
 
 	/* By the descriptor's magic link: the inode itself, a symlink or a nameless file too. */
-	snprintf(path, sizeof(path), "%d", fd);
-	return linkat(core->config.proc_fd, path, dir_fd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+	return linkat(core->config.proc_fd, fd_name(fd, &room), dir_fd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 }
 
 int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length)

@@ -252,6 +252,11 @@ int stat_fd(int fd, struct statx *stat);
 int stat_name(int dir_fd, const char *name, struct statx *stat);
 void key_of(const struct statx *stat, struct inode_key *key);
 void fill_attr(struct core *core, const struct statx *stat, struct fuse_attr *attr);
+/* The name of a descriptor in /proc/self/fd, which is core_config.proc_fd and the current directory. */
+struct fd_name {
+	char text[12];
+};
+const char *fd_name(int fd, struct fd_name *room);
 /* Whether what a descriptor stands for, an O_PATH one too, has this extended attribute. */
 bool has_xattr(int fd, const char *name);
 /* Opens what a descriptor stands for anew, through /proc/self/fd: no name is looked up. fd or -errno. */
@@ -307,9 +312,10 @@ int entry_at(struct core *core, const struct directory *dir, const char *name, b
 	     struct fuse_entry_out *out);
 /* The same for what was made just now, so that it is an inode nobody knows, and for which room was made. */
 int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out);
-/* What GETATTR answers, by an open handle or NO_HANDLE. 0 or -errno. */
-int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
-#define NO_HANDLE UINT64_MAX
+/* What GETATTR answers of an inode, by a descriptor of it. 0 or -errno. */
+int attr_by_fd(struct core *core, uint64_t nodeid, int fd, struct fuse_attr_out *out);
+/* The same by an open handle. */
+int attr_by_handle(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
 /* The entry of an O_PATH descriptor, which is given away with the call; `dir` may be NULL. 0 or -errno. */
 int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out);
 

@@ -26,11 +26,24 @@ static bool next_part(struct cursor *at, struct iovec *part)
 	return true;
 }
 
+/* Where the bytes lie if one buffer has them all, as is so of headers and arguments; else NULL. */
+static void *in_one(const struct iovec *iov, uint32_t count, uint64_t offset, uint64_t len)
+{
+	for (; count && offset >= iov->iov_len; count--)
+		offset -= iov++->iov_len;
+	return count && len <= iov->iov_len - offset ? (char *)iov->iov_base + offset : NULL;
+}
+
 uint64_t iov_gather(const struct iovec *iov, uint32_t count, uint64_t offset, void *to, uint64_t len)
 {
 	struct cursor at = {iov, iov + count, offset, len};
+	const void *from = in_one(iov, count, offset, len);
 	struct iovec part;
 
+	if (from) {
+		memcpy(to, from, len);
+		return len;
+	}
 	while (next_part(&at, &part)) {
 		memcpy(to, part.iov_base, part.iov_len);
 		to = (char *)to + part.iov_len;
@@ -41,8 +54,13 @@ uint64_t iov_gather(const struct iovec *iov, uint32_t count, uint64_t offset, vo
 uint64_t iov_scatter(const struct iovec *iov, uint32_t count, uint64_t offset, const void *from, uint64_t len)
 {
 	struct cursor at = {iov, iov + count, offset, len};
+	void *to = in_one(iov, count, offset, len);
 	struct iovec part;
 
+	if (to) {
+		memcpy(to, from, len);
+		return len;
+	}
 	while (next_part(&at, &part)) {
 		memcpy(part.iov_base, from, part.iov_len);
 		from = (const char *)from + part.iov_len;

@@ -5,7 +5,6 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -97,7 +96,7 @@ int64_t label_new(struct core *core, const struct fuse_request *request, const s
 		  int64_t length)
 {
 	const struct fuse_entry_out *entry = (const void *)request->reply;
-	char path[16];
+	struct fd_name room;
 	int fd, error;
 
 	if (label->size == 0 || length <= 0 || request->found)
@@ -105,8 +104,7 @@ int64_t label_new(struct core *core, const struct fuse_request *request, const s
 	fd = inode_get(core, entry->nodeid, NULL);
 	error = fd < 0 ? fd : 0;
 	if (fd >= 0) {
-		snprintf(path, sizeof(path), "%d", fd);
-		error = set(path, core->config.label, entry->attr.mode, label);
+		error = set(fd_name(fd, &room), core->config.label, entry->attr.mode, label);
 		inode_put(core, entry->nodeid);
 	}
 	if (error == 0)

@@ -137,6 +137,7 @@ static int set(struct core *core, const struct fuse_request *request, int fd, ui
 int64_t op_setattr(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_setattr_in *in = (const void *)request->arg;
+	struct fuse_attr_out *out = (void *)request->reply;
 	uint64_t nodeid = request->header.nodeid;
 	uint32_t type;
 	int fd = inode_get(core, nodeid, &type), error;
@@ -145,7 +146,8 @@ int64_t op_setattr(struct core *core, struct fuse_request *request)
 		return fd;
 	error = set(core, request, fd, type);
 	if (error == 0)
-		error = attr_get(core, nodeid, in->valid & FATTR_FH ? in->fh : NO_HANDLE, (void *)request->reply);
+		error = in->valid & FATTR_FH ? attr_by_handle(core, nodeid, in->fh, out)
+					     : attr_by_fd(core, nodeid, fd, out);
 	inode_put(core, nodeid);
-	return error < 0 ? error : (int64_t)sizeof(struct fuse_attr_out);
+	return error < 0 ? error : (int64_t)sizeof(*out);
 }

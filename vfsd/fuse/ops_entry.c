@@ -162,20 +162,11 @@ int64_t op_batch_forget(struct core *core, struct fuse_request *request)
 	return 0;
 }
 
-int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out)
+int attr_by_fd(struct core *core, uint64_t nodeid, int fd, struct fuse_attr_out *out)
 {
-	bool by_handle = fh != NO_HANDLE;
-	int fd = by_handle ? handle_get(core, fh) : inode_get(core, nodeid, NULL);
 	struct statx stat;
-	int error;
+	int error = stat_fd(fd, &stat);
 
-	if (fd < 0)
-		return fd;
-	error = stat_fd(fd, &stat);
-	if (by_handle)
-		handle_put(core, fh);
-	else
-		inode_put(core, nodeid);
 	if (error < 0)
 		return error;
 	*out = (struct fuse_attr_out){
@@ -187,11 +178,32 @@ int attr_get(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_o
 	return 0;
 }
 
+int attr_by_handle(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out)
+{
+	int fd = handle_get(core, fh), error;
+
+	if (fd < 0)
+		return fd;
+	error = attr_by_fd(core, nodeid, fd, out);
+	handle_put(core, fh);
+	return error;
+}
+
 int64_t op_getattr(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_getattr_in *in = (const void *)request->arg;
-	uint64_t fh = in->getattr_flags & FUSE_GETATTR_FH ? in->fh : NO_HANDLE;
-	int error = attr_get(core, request->header.nodeid, fh, (struct fuse_attr_out *)request->reply);
+	struct fuse_attr_out *out = (void *)request->reply;
+	uint64_t nodeid = request->header.nodeid;
+	int fd, error;
 
-	return error < 0 ? error : (int64_t)sizeof(struct fuse_attr_out);
+	if (in->getattr_flags & FUSE_GETATTR_FH) {
+		error = attr_by_handle(core, nodeid, in->fh, out);
+	} else {
+		fd = inode_get(core, nodeid, NULL);
+		if (fd < 0)
+			return fd;
+		error = attr_by_fd(core, nodeid, fd, out);
+		inode_put(core, nodeid);
+	}
+	return error < 0 ? error : (int64_t)sizeof(*out);
 }

@@ -13,7 +13,7 @@ from vfsd.errors import Failure, UsageError
 from vfsd.option import Option
 from vfsd.options import GROUPS, LEGACY, OPTIONS
 from vfsd.translate import Owner, Rule, check
-from vfsd.values import IdMap
+from vfsd.values import POLL_MAX, IdMap
 from vfsd.xattrmap import ACLS, NAME_MAX, SELINUX, XattrMap
 
 
@@ -72,6 +72,8 @@ class Config(NamedTuple):
     readonly: bool = False
     #: Threads lent to each ring, at least 1.
     threads: int = 1
+    #: How long a ring is watched for the next request before its thread sleeps, at most, microseconds.
+    poll: int = POLL_MAX
 
     #: Bytes of the DAX window, 0: none.
     dax_window: int = 0

@@ -276,6 +276,7 @@ class Control:
             self._window,
             self._device.mapping,
             self._config.threads,
+            self._config.poll,
             self._supervisor.stop_fd,
             self._broken,
             os.getpid(),
@@ -347,6 +348,9 @@ class Control:
     def _report(self) -> None:
         """Says what was served for this front-end."""
         log.info("requests served: %s", self._device.served() or "none")
+        for ring in self._backend.vrings if self._backend else ():
+            if ring.state.popped:
+                log.info("ring %d: %s", ring.index, ring.statistics())
         if self._window:
             log.info("DAX window: %s", self._window.statistics())
 

@@ -13,9 +13,10 @@ from vfsd.information import VERSION as PROGRAM
 from vhost import _virtq
 from vhost.saved import StateError, field, number
 
-VERSION = 2
+VERSION = 3
 #: In version 1 nothing belongs to a DAX window: a daemon that had one was not upgraded (vfsd/taker.py, _prepare).
-READABLE = (1, 2)
+#: Before version 3 a ring's record has a longer counter where two are now, and 0 where a third one is (vhost/virtq.h).
+READABLE = (1, 2, 3)
 
 
 def layout() -> dict[str, int]:

@@ -140,6 +140,13 @@ _CACHING = (
         *("--thread-pool-size", f"Threads that serve each queue, at most {values.THREADS_MAX}; 0 is 1", "threads", "N"),
         convert=values.threads,
     ),
+    Option(
+        "--poll-us",
+        "How long a thread may watch its queue for the next request before it sleeps, in microseconds, at most "
+        f"{values.POLL_MAX}. It does so only while that has paid lately; 0: never (vfsd only)",
+        *("poll", "N"),
+        convert=values.poll,
+    ),
 )
 
 _SEMANTICS = (

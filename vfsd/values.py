@@ -9,6 +9,8 @@ TAG_MAX = 36
 
 #: More threads than this on one ring is a typing error.
 THREADS_MAX = 256
+#: Longer than this no ring is watched at once, microseconds (vhost/polling.h).
+POLL_MAX = 50
 
 #: With fewer descriptors the daemon can't even start: its own, a worker's, and one for each ring and region of memory.
 NOFILE_MIN = 256
@@ -69,6 +71,12 @@ def threads(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > THREADS_MAX:
         raise ValueError(f"a number from 0 to {THREADS_MAX}")
     return max(1, int(text))
+
+
+def poll(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > POLL_MAX:
+        raise ValueError(f"a number of microseconds from 0 to {POLL_MAX}")
+    return int(text)
 
 
 def descriptors(text: str) -> int:

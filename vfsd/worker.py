@@ -61,6 +61,8 @@ class Spec(NamedTuple):
     mapping: bool
     #: Threads lent to each ring.
     threads: int
+    #: How long a dry ring is watched at most, microseconds.
+    poll: int
     #: eventfd: readable when the rings are to be parked.
     stop: int
     #: eventfd: written when a ring was found broken.
@@ -247,7 +249,8 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
     inflight = spec.backend.inflight.map(vring.index)
     config = vring.config(memory, inflight, spec.backend.features, spec.stop)
     memos = spec.device.memo(vring.index)
-    config.memos, config.memo_size, config.threads = memos, MEMO_SIZE, spec.threads
+    config.memos, config.memo_size = memos, MEMO_SIZE
+    config.threads, config.poll_ns = spec.threads, spec.poll * 1000
     queue = lib.virtq_new(config, error)
     if queue:
         # The queue points to what these own.

@@ -27,6 +27,16 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endi
 #define fetch_or(p, bits) __atomic_fetch_or((p), (bits), __ATOMIC_SEQ_CST)
 #define fetch_add(p, n) __atomic_fetch_add((p), (n), __ATOMIC_SEQ_CST)
 
+/* Between two looks at what another core may change: the other thread of this core, or its power, may be spared. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield" : : : "memory");
+#endif
+}
+
 /* Reads a record once, of any alignment. The fields may be of different moments, but they stay what they are. */
 static inline void copy_once(void *to, const void *from, size_t size)
 {

@@ -37,6 +37,7 @@ struct virtq {
 	uint64_t counter;            /* order of taking, for the in-flight region */
 	uint32_t unpolled;           /* chains popped since `stop` was last polled */
 	int epoll;                   /* waits for kick, edge-triggered, and for stop */
+	struct polling polling;
 	uint32_t held;               /* chains published that the only thread has not told of yet */
 	uint64_t held_since;         /* when it published the first of them, nanoseconds */
 	uint32_t shared;             /* how sure it is that the driver runs on its core, when let: 0 to 2 * SHARED */

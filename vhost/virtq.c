@@ -119,6 +119,7 @@ struct virtq *virtq_new(const struct virtq_config *config, int *error)
 	}
 	pthread_mutex_init(&queue->pop_lock, NULL);
 	pthread_mutex_init(&queue->used_lock, NULL);
+	queue->polling.limit = config->poll_ns < POLLING_MAX ? config->poll_ns : POLLING_MAX;
 	resume(queue);
 	return queue;
 }

@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "memory.h"
+#include "polling.h"
 
 #define VIRTQ_MAX_SIZE 1024
 /* A chain may hold this many descriptors, and as many buffers after translation (IOV_MAX). */
@@ -60,12 +61,14 @@ struct virtq_state {
 	uint16_t reserved;
 	uint32_t broken;         /* 0, or the errno that broke the ring */
 	uint32_t suspended;      /* `started` is 1, and the worker left what is in flight on purpose: last_avail_idx holds */
-	uint64_t kicks;          /* counters, never reset by a worker. Kicks: those that woke it */
+	/* Counters, never reset by a worker. */
+	uint32_t kicks;          /* that woke one */
+	uint32_t polls_paid;     /* dry spells that were watched until the driver came (polling.h) */
 	uint64_t popped;
 	uint64_t completed;
 	uint64_t interrupts;
 	uint32_t alone;          /* head + 1 of the suspect that is being served, and nothing besides; 0: none */
-	uint32_t padding;
+	uint32_t polls_failed;   /* those watched in vain */
 	uint8_t suspicion[1024]; /* of the heads in flight (VIRTQ_MAX_SIZE); raised while no worker runs, 0 for a new chain */
 };
 
@@ -103,6 +106,7 @@ struct virtq_config {
 	uint32_t event_idx;              /* VIRTIO_RING_F_EVENT_IDX was negotiated */
 	uint32_t indirect;               /* VIRTIO_RING_F_INDIRECT_DESC was negotiated */
 	uint32_t threads;                /* that run it; 1: the driver may be told of several chains at once. 0: any number */
+	uint32_t poll_ns;                /* how long a dry ring is watched at most, up to POLLING_MAX; 0: not */
 	int32_t kick;                    /* eventfds; -1: none (kick: poll; call, err: silent) */
 	int32_t call;
 	int32_t err;

@@ -142,6 +142,12 @@ class Vring:
         self.num, self.addr, self.enabled = 0, None, False
         ffi.buffer(self.state)[:] = bytes(ffi.sizeof("struct virtq_state"))
 
+    def statistics(self) -> str:
+        """How often it woke a thread, told the front-end, and was watched for the next request."""
+        state = self.state
+        counts = f"{state.popped} requests, {state.kicks} wake-ups, {state.interrupts} interrupts"
+        return f"{counts}; watched {state.polls_paid + state.polls_failed} times, {state.polls_failed} in vain"
+
     @property
     def used(self) -> bool:
         """The front-end has said anything of it."""

@@ -66,6 +66,18 @@ def test_tells_what_it_has_served(start: Callable[..., Daemon], sandbox: str) ->
             client.getattr(ROOT)
             daemon.process.send_signal(signal.SIGUSR1)
             daemon.logged(f"requests served: {times} LOOKUP, 1 GETATTR, 1 INIT")
+            daemon.logged(f"ring 1: {times + 2} requests, ")
+
+
+@pytest.mark.parametrize("microseconds", [0, 50])
+def test_watches_no_longer_than_it_may(start: Callable[..., Daemon], microseconds: int) -> None:
+    daemon = start(f"--poll-us={microseconds}")
+    with guest(daemon) as (_, client):
+        for _ in range(500):
+            client.getattr(ROOT)
+        daemon.process.send_signal(signal.SIGUSR1)
+        daemon.logged("ring 1: 501 requests, ")
+    assert microseconds or "; watched 0 times, 0 in vain" in daemon.log
 
 
 @pytest.mark.parametrize("sandbox", ["none", "namespace"])

@@ -226,8 +226,8 @@ def test_an_ordinary_users_daemon(start: Callable[..., Daemon], tmp_path: Path, 
 
 def version_1(tree: Path) -> None:
     """What went from one process to another before DAX windows did."""
-    replace(tree / "vfsd/legible.py", "VERSION = 2\n", "VERSION = 1\n")
-    replace(tree / "vfsd/legible.py", "READABLE = (1, 2)", "READABLE = (1,)")
+    replace(tree / "vfsd/legible.py", "VERSION = 3\n", "VERSION = 1\n")
+    replace(tree / "vfsd/legible.py", "READABLE = (1, 2, 3)", "READABLE = (1,)")
     replace(tree / "vfsd/giver.py", '"padded": len(givings.padded), ', "")
     replace(tree / "vfsd/control.py", '            "window": self._window.save(packed) if self._window else {},\n', "")
 
@@ -242,7 +242,7 @@ def test_from_version_1(start: Callable[..., Daemon], share: Path, tmp_path: Pat
         assert upgrade(daemon.socket_path, f"--program={ours}").returncode == 0
         daemon.logged("this is vfsd 8.1-0.1.0 in the place of 7.9-0.1.0")
         held.check()
-        refused = "the old program's state is no use to this one: its state has version 2, and this one reads 1"
+        refused = "the old program's state is no use to this one: its state has version 3, and this one reads 1"
         assert refused in upgrade(daemon.socket_path, f"--program={older}").stderr
         then = load.done
         until(lambda: load.done > then + 5)
@@ -254,8 +254,8 @@ def raises(tree: Path) -> None:
 
 
 def version_9(tree: Path) -> None:
-    replace(tree / "vfsd/legible.py", "VERSION = 2\n", "VERSION = 9\n")
-    replace(tree / "vfsd/legible.py", "READABLE = (1, 2)", "READABLE = (9,)")
+    replace(tree / "vfsd/legible.py", "VERSION = 3\n", "VERSION = 9\n")
+    replace(tree / "vfsd/legible.py", "READABLE = (1, 2, 3)", "READABLE = (9,)")
 
 
 def other_records(tree: Path) -> None:
@@ -268,7 +268,7 @@ def forgets_a_feature(tree: Path) -> None:
 
 BROKEN = {
     raises: "the other process has ended; the new program ended with status 1",
-    version_9: "the old program's state is no use to this one: its state has version 2, and this one reads 9",
+    version_9: "the old program's state is no use to this one: its state has version 3, and this one reads 9",
     other_records: "the old program's state is no use to this one: its records differ (inode)",
     dies_when_given: "the other process has ended",
     dies_when_ready: "the other process has ended",

@@ -33,7 +33,7 @@ SERVED = set(
 IN_C = set(
     """
     LOOKUP FORGET BATCH_FORGET GETATTR SETATTR READLINK SYMLINK MKNOD MKDIR UNLINK RMDIR RENAME RENAME2 LINK
-    OPEN CREATE READ WRITE FLUSH RELEASE OPENDIR READDIR READDIRPLUS RELEASEDIR
+    OPEN CREATE READ WRITE FLUSH FSYNC RELEASE OPENDIR READDIR READDIRPLUS FSYNCDIR RELEASEDIR STATFS
     """.split()  # noqa: SIM905
 )
 MODIFYING = set(
@@ -231,7 +231,7 @@ def test_a_deferred_request_is_finished_later(serve: Callable[..., Served]) -> N
         return lib.VIRTQ_DEFERRED
 
     served = serve(door=door, complete=lambda chain, used: completed.append(used))
-    request, out = header(lib.FUSE_FSYNC, HEADER + 16) + bytes(16), ffi.new("char[]", 100)
+    request, out = header(lib.FUSE_SYNCFS, HEADER + 8) + bytes(8), ffi.new("char[]", 100)
     source = ffi.from_buffer(request)
     iov = ffi.new("struct iovec[2]", [{"iov_base": source, "iov_len": len(request)}, {"iov_base": out, "iov_len": 100}])
     chain = ffi.new("struct virtq_chain *", {"in": iov, "out": iov + 1, "in_count": 1, "out_count": 1,

@@ -101,14 +101,12 @@ def test_a_poison_that_gets_no_answer(poisoned: Start) -> None:
     assert deaths(daemon) == 4
 
 
-def numbers(text: bytes) -> tuple[int, int]:
-    return struct.unpack("<II", text)  # type: ignore[return-value]
+def number(text: bytes) -> int:
+    return int.from_bytes(text, "little")
 
 
-def fsync(frontend: FrontEnd, nodeid: int, fh: int, text: bytes) -> Sent:
-    flags, padding = numbers(text)
-    body = pack("fuse_fsync_in", fh=fh, fsync_flags=flags, padding=padding)
-    return send(frontend, lambda aside: aside.call(lib.FUSE_FSYNC, nodeid, body, room=0))
+def fallocate(frontend: FrontEnd, nodeid: int, fh: int, offset: int) -> Sent:
+    return send(frontend, lambda aside: aside.fallocate(nodeid, fh, offset, 1))
 
 
 @pytest.mark.parametrize("sign", ["@", "#"])
@@ -118,17 +116,17 @@ def test_those_beside_a_poison_are_answered(poisoned: Start, share: Path, queues
     daemon = poisoned("--thread-pool-size=12")
     with guest(daemon, queues=queues) as (frontend, client):
         nodeid = client.lookup(ROOT, b"hello").nodeid
-        fh = client.open(nodeid).fh
+        fh = client.open(nodeid, os.O_RDWR).fh
         innocent = []
-        for number in range(10):
-            name = b"@sleep%d" % number
-            innocent.append(send(frontend, lambda aside, name=name: aside.mkdir(ROOT, name), 1 + number % (queues - 1)))
+        for each in range(10):
+            name = b"@sleep%d" % each
+            innocent.append(send(frontend, lambda aside, name=name: aside.mkdir(ROOT, name), 1 + each % (queues - 1)))
         for _ in range(10):
-            innocent.append(fsync(frontend, nodeid, fh, bytes(8)))
+            innocent.append(fallocate(frontend, nodeid, fh, 0))
         innocent.append(send(frontend, lambda aside: aside.read(nodeid, fh, 100)))
         poisons = [
-            send(frontend, lambda aside: aside.mkdir(ROOT, f"{sign}SIGSEGV".encode()), queues - 1),
-            fsync(frontend, nodeid, fh, f"{sign}SIGABRT".encode()),
+            send(frontend, lambda aside: aside.removexattr(nodeid, f"{sign}SIGSEGV".encode()), queues - 1),
+            fallocate(frontend, nodeid, fh, number(f"{sign}SIGABRT".encode())),
         ]
         for _ in range(5):
             innocent.append(send(frontend, lambda aside: aside.getattr(ROOT)))
@@ -136,8 +134,8 @@ def test_those_beside_a_poison_are_answered(poisoned: Start, share: Path, queues
         assert [sent.answer()[0] for sent in innocent] == [0] * len(innocent)
         client.getattr(ROOT)
     assert daemon.log.count(REFUSED) == 2
-    assert f"{REFUSED}MKDIR mode=0o755 umask=0o0 '{sign}SIGSEGV'" in daemon.log
-    assert f"{REFUSED}FSYNC fh={fh:#x} fsync_flags={numbers(f'{sign}SIG'.encode() + b'ABRT')[0]:#x}" in daemon.log
+    assert f"{REFUSED}REMOVEXATTR '{sign}SIGSEGV'" in daemon.log
+    assert f"{REFUSED}FALLOCATE fh={fh:#x} offset={number(f'{sign}SIGABRT'.encode()):#x}" in daemon.log
     assert sorted(os.listdir(share)) == sorted(["hello", *(f"@sleep{number}" for number in range(10))])
 
 

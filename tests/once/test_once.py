@@ -56,8 +56,8 @@ def after_calls(stops: list[Stop]) -> list[Stop]:
 def killed(on: Matrix, name: str) -> None:
     cells = list(on.cells(CASES[name], after_calls))
     assert [cell for cell in cells if cell.wrong] == []
-    # But for one or two after the reply, which may or may not be seen.
-    assert len([cell for cell in cells if not cell.missed]) >= max(2, len(cells) - 2)
+    # But for one or two after the reply, which may or may not be seen. A FORGET makes no call at all.
+    assert len([cell for cell in cells if not cell.missed]) >= max(1, len(cells) - 2)
 
 
 @pytest.mark.parametrize("name", CASES)

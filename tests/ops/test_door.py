@@ -19,6 +19,7 @@ from vfsd import door
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core
 from vfsd.door import OPS, Op, Request
+from vfsd.refused import ARGUMENTS
 from vfsd.settings import Settings
 
 
@@ -29,9 +30,14 @@ def test_rows_without_a_function_are_pythons() -> None:
         assert (op.opcode, op.name) == (opcode, ffi.string(lib.fuse_row_name(opcode)).decode())
 
 
+def test_what_is_refused_is_told_of_whoever_serves_it() -> None:
+    served = {opcode for opcode in range(4096) if lib.fuse_row_in_c(opcode)}
+    assert {ffi.string(lib.fuse_row_name(opcode)).decode() for opcode in served} == set(ARGUMENTS)
+
+
 def test_what_may_wait_for_a_disk_is_blocking() -> None:
     assert {op.name for op in OPS.values() if op.blocking} == {
-        "FSYNC", "FSYNCDIR", "SYNCFS", "FALLOCATE", "COPY_FILE_RANGE", "COPY_FILE_RANGE_64",
+        "SYNCFS", "FALLOCATE", "COPY_FILE_RANGE", "COPY_FILE_RANGE_64",
     }  # fmt: skip
 
 
@@ -60,18 +66,18 @@ def raises(error: Exception) -> Callable[..., bytes]:
     ],
 )
 def test_an_oserror_is_a_reply(mount: Mount, monkeypatch: pytest.MonkeyPatch, error: OSError, expect: int) -> None:
-    replace(monkeypatch, "STATFS", raises(error))
-    mount.client.statfs(expect=expect)
+    replace(monkeypatch, "ACCESS", raises(error))
+    mount.client.access(ROOT, os.R_OK, expect=expect)
 
 
 def test_other_exceptions_are_logged_once(
     mount: Mount, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replace(monkeypatch, "STATFS", raises(ValueError("our fault")))
+    replace(monkeypatch, "ACCESS", raises(ValueError("our fault")))
     for _ in range(3):
-        mount.client.statfs(expect=errno.EIO)
+        mount.client.access(ROOT, os.R_OK, expect=errno.EIO)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "STATFS" in caplog.text and "our fault" in caplog.text
+    assert "ACCESS" in caplog.text and "our fault" in caplog.text
     caplog.clear()
 
 
@@ -83,14 +89,14 @@ def test_replies_longer_than_the_room(mount: Mount, monkeypatch: pytest.MonkeyPa
 def test_what_an_op_sees_of_the_request(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Request] = []
 
-    def statfs(core: Core, request: Request) -> bytes:
+    def access(core: Core, request: Request, arg: object) -> bytes:
         seen.append(request)
-        return bytes(80)
+        return b""
 
-    replace(monkeypatch, "STATFS", statfs)
+    replace(monkeypatch, "ACCESS", access)
     mount.client.uid, mount.client.gid = 12, 34
-    mount.client.statfs(56)
-    assert (seen[-1].nodeid, seen[-1].uid, seen[-1].gid, seen[-1].room) == (56, 12, 34, 80)
+    mount.client.access(56, os.R_OK)
+    assert (seen[-1].nodeid, seen[-1].uid, seen[-1].gid, seen[-1].room) == (56, 12, 34, 0)
 
 
 def test_what_an_op_saw_before(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,16 +160,16 @@ def test_the_ring_goes_on_while_one_waits(
     _, ring, client = ringed
     gate, names = threading.Event(), []
 
-    def fsync(core: Core, request: Request, arg: object) -> bytes:
+    def fallocate(core: Core, request: Request, arg: object) -> bytes:
         assert gate.wait(20)
         names.append(threading.current_thread().name)
         return b""
 
-    replace(monkeypatch, "FSYNC", fsync)
+    replace(monkeypatch, "FALLOCATE", fallocate)
     requests: list[bytes] = []
     waiting = FuseClient(lambda request, room: requests.append(request) or bytes(16))  # type: ignore[func-returns-value]
     with pytest.raises(AssertionError):
-        waiting.fsync(ROOT, 1)
+        waiting.fallocate(ROOT, 1, 0, 1)
     heads = [ring.driver.add([requests[0]], [16]) for _ in range(3)]  # one more than the pool has threads
     ring.driver.kick()
     client.statfs()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import vfsd.refused  # noqa: F401  (which says what is refused)
 from tests.direct import direct, follow
 from tests.fuseclient import ROOT, FuseClient
 from tests.ops.mount import Mount, share
@@ -216,7 +217,7 @@ def test_moved_by_nobody_yet(mount: Mount) -> None:
     assert (mount.root / "old").read_bytes() == b"2"
 
 
-def test_refused(mount: Mount) -> None:
+def test_refused(mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
     """A request that has killed workers is not served. But what was done is not denied, and of the rest nothing is
     left."""
     refused = follow(FuseClient(direct(mount.core.pointer, memo=mount.memo, serve=lib.fuse_refuse)), mount.client)
@@ -229,6 +230,8 @@ def test_refused(mount: Mount) -> None:
     mount.unfinished()
     refused.create(ROOT, b"f", expect=errno.EIO)
     assert (mount.core.inodes, mount.core.handles) == (inodes, 0)
+    assert [record.message.partition("EIO: ")[2].partition(" ")[0] for record in caplog.records] == ["CREATE"]
+    caplog.clear()
 
 
 def test_a_new_mount_numbers_anew(mount: Mount) -> None:

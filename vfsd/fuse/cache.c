@@ -45,7 +45,7 @@ uint32_t file_system_traits(int fd)
 	case ISOFS_SUPER_MAGIC:
 		return TRAIT_FILES | TRAIT_DIRS | TRAIT_CLOSES;
 	case TMPFS_MAGIC:
-		return TRAIT_DIRS | TRAIT_CLOSES | TRAIT_MAPS;
+		return TRAIT_DIRS | TRAIT_CLOSES | TRAIT_MAPS | TRAIT_MEMORY;
 	default:
 		return 0;
 	}

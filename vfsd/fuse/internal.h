@@ -176,6 +176,7 @@ uint32_t inode_traits(struct core *core, uint64_t nodeid, int fd);
 #define TRAIT_DIRS 2   /* and to a directory */
 #define TRAIT_CLOSES 4 /* close(2) has nothing to report */
 #define TRAIT_MAPS 8   /* a mapping shares its pages with whatever reads and writes the file */
+#define TRAIT_MEMORY 16 /* there is no disk to wait for */
 
 /* dax.c. Whether files of the share may be mapped at all. */
 bool dax_possible(const struct core *core);

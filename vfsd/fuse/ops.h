@@ -24,6 +24,8 @@ int64_t op_read(struct core *core, struct fuse_request *request);
 int64_t op_write(struct core *core, struct fuse_request *request);
 int64_t op_flush(struct core *core, struct fuse_request *request);
 int64_t op_release(struct core *core, struct fuse_request *request);
+int64_t op_fsync(struct core *core, struct fuse_request *request); /* FSYNCDIR too */
+int64_t op_statfs(struct core *core, struct fuse_request *request);
 int64_t op_opendir(struct core *core, struct fuse_request *request);
 int64_t op_readdir(struct core *core, struct fuse_request *request);
 int64_t op_readdirplus(struct core *core, struct fuse_request *request);

@@ -1,4 +1,4 @@
-"""FSYNC, FSYNCDIR, FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64: what is done with open files besides I/O.
+"""FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64: what is done with open files besides I/O.
 
 FALLOCATE and COPY_FILE_RANGE change data, so suid and sgid have to go; see `_kills` for whose.
 """
@@ -19,19 +19,6 @@ FALLOCATE_MODES = 0x1 | 0x2 | 0x10
 MINOR_TELLS = 38
 #: A copy may be shorter than asked for. This much at once, 1 GiB: a reply that fits 32 bits, page-aligned.
 COPY_MAX = 1 << 30
-
-
-@op("FSYNC", "fuse_fsync_in", blocking=True)
-def fsync(core: Core, request: Request, arg: Any) -> bytes:
-    with core.handle(arg.fh) as fd:
-        if arg.fsync_flags & lib.FUSE_FSYNC_FDATASYNC:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
-    return b""
-
-
-op("FSYNCDIR", "fuse_fsync_in", blocking=True)(fsync)
 
 
 @op("FALLOCATE", "fuse_fallocate_in", blocking=True)

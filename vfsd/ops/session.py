@@ -1,4 +1,4 @@
-"""INIT, DESTROY, STATFS, SYNCFS: the mount as a whole.
+"""INIT, DESTROY, SYNCFS: the mount as a whole.
 
 INIT settles what both sides do: fs/fuse/inode.c, fuse_send_init and process_init_reply, is the other half.
 """
@@ -191,22 +191,6 @@ def destroy(core: Core, request: Request) -> bytes:
     core.reset()
     # Answered when it is empty: what the front-end still maps when the guest resets the device can't be taken back.
     return EMPTY if core.window else b""
-
-
-@op("STATFS")
-def statfs(core: Core, request: Request) -> bytes:
-    with core.inode(request.nodeid) as fd:
-        host = os.fstatvfs(fd)
-    out = ffi.new("struct fuse_statfs_out *")
-    out.st.blocks = host.f_blocks
-    out.st.bfree = host.f_bfree
-    out.st.bavail = host.f_bavail
-    out.st.files = host.f_files
-    out.st.ffree = host.f_ffree
-    out.st.bsize = host.f_bsize & LOW
-    out.st.namelen = host.f_namemax & LOW
-    out.st.frsize = host.f_frsize & LOW
-    return packed(out)
 
 
 @op("SYNCFS", "fuse_syncfs_in", blocking=True)

@@ -9,6 +9,8 @@
  */
 #include "inode.h"
 
+#include "barrier.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -217,13 +219,25 @@ int reopen_surely(struct core *core, int fd, uint32_t flags)
 	return opened;
 }
 
+/* Descriptors of open files and their locks; and of all. Not all read at one moment: others may get one meanwhile in any
+ * case. */
+static uint64_t held_by_files(const struct core *core)
+{
+	return (uint64_t)read_once(&core->handles.count) + read_once(&core->locks.count);
+}
+
+static uint64_t held(const struct core *core)
+{
+	return held_by_files(core) + read_once(&core->evictor.opened) + 1;
+}
+
 int make_room(struct core *core, uint32_t wanted)
 {
 	uint32_t max = core->config.descriptors_max;
 
 	if (!max)
 		return 0;
-	while (core_opened_count(core) + core_handle_count(core) + core_lock_count(core) + wanted > max) {
+	while (held(core) + wanted > max) {
 		int error = evict(core);
 
 		/* Some more for a moment, at most one for each thread, is what the table has room for. */
@@ -238,7 +252,7 @@ int make_room_for_handle(struct core *core)
 	uint32_t max = core->config.descriptors_max;
 	uint32_t left = max / 8 < LEFT_TO_INODES ? max / 8 : LEFT_TO_INODES;
 
-	if (max && core_handle_count(core) + core_lock_count(core) + left >= max)
+	if (max && held_by_files(core) + left >= max)
 		return -ENFILE;
 	return make_room(core, 1);
 }

@@ -8,6 +8,8 @@
  */
 #include "lock.h"
 
+#include "barrier.h"
+
 #include <errno.h>
 #include <unistd.h>
 
@@ -126,6 +128,8 @@ void lock_release(struct core *core, uint64_t nodeid, uint64_t owner)
 {
 	uint32_t slot;
 
+	if (!read_once(&core->locks.count))
+		return;
 	pthread_mutex_lock(&core->locks.lock);
 	slot = find(core, nodeid, owner);
 	if (slot)
@@ -144,6 +148,8 @@ void lock_release_handle(struct core *core, uint64_t nodeid, uint64_t fh)
 {
 	uint32_t slot;
 
+	if (!read_once(&core->locks.count))
+		return;
 	do {
 		pthread_mutex_lock(&core->locks.lock);
 		slot = *bucket_of(core, nodeid);

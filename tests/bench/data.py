@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench.build import lib
-from tests.bench.guest import PAGE, Guest, Lane, Script, Step
+from tests.bench.guest import Guest, Script
+from tests.bench.layout import PAGE, Lane, Step
 from tests.bench.share import COLD_SIZE, FILE_SIZE, OWN_SIZE, Place, drop
 from tests.fuseclient import HEADER, ROOT
 from tests.fusestructs import pack
@@ -44,7 +45,7 @@ class Workload(NamedTuple):
     title: str
     #: What a lane repeats.
     lane: Callable[[Guest, Place], Lane]
-    #: The system calls it can't do without: an operation of bare.c,
+    #: The system calls it can't do without: an operation of bare.c, or "" of what is more than one operation,
     bare: str
     #: the file, of those that move data,
     file: Callable[[Place], File] = own_file
@@ -62,6 +63,8 @@ class Workload(NamedTuple):
     compared: bool = False
     #: It reads a disk: this makes it do so again.
     cold: Callable[[Path], None] | None = None
+    #: It is not measured with more requests in flight.
+    depth: int = 32
 
 
 def read_step(nodeid: int, fh: int, size: int, **more: Any) -> Step:

@@ -56,6 +56,16 @@ static int await_unreplied(struct driver_run *run, const struct driver_lane *lan
 	return ret;
 }
 
+static void put(const struct driver_run *run, struct driver_lane *lane, const struct driver_patch *patch)
+{
+	if (patch->kind == DRIVER_PUT) {
+		memcpy(at(run->requests, patch->addr), &lane->registers[patch->reg], sizeof(uint64_t));
+	} else if (patch->kind == DRIVER_COUNT) {
+		memcpy(at(run->requests, patch->addr), &lane->counts[patch->reg], sizeof(uint64_t));
+		lane->counts[patch->reg] = 0;
+	}
+}
+
 static int send_step(struct driver_run *run, uint32_t number, const struct driver_step *step)
 {
 	struct driver_lane *lane = &run->lanes[number];
@@ -69,9 +79,8 @@ static int send_step(struct driver_run *run, uint32_t number, const struct drive
 		lane->unreplied = 1;
 	}
 	lane->unique = request->unique = run->unique += 2;
-	for (const struct driver_patch *patch = step->patches; patch < step->patches + DRIVER_PATCHES; patch++)
-		if (patch->kind == DRIVER_PUT)
-			memcpy(at(run->requests, patch->addr), &lane->registers[patch->reg], sizeof(uint64_t));
+	for (const struct driver_patch *patch = step->patches; patch < step->patches + step->patch_count; patch++)
+		put(run, lane, patch);
 	if (step->offset)
 		memcpy(at(run->requests, step->offset), &lane->offset, sizeof(lane->offset));
 	if (step->data)
@@ -129,7 +138,8 @@ static int answered(struct driver_run *run, uint32_t number, uint32_t len)
 	lane->in_flight = 0;
 	run->busy--;
 	run->units += lane->steps[lane->at].units;
-	lane->at = (lane->at + 1) % lane->count;
+	if (!lane->steps[lane->at].whole || len <= sizeof(struct fuse_out_header) || run->trusting)
+		lane->at = (lane->at + 1) % lane->count;
 	return go_on(run, number);
 }
 

@@ -17,19 +17,21 @@
 
 #define DRIVER_PAGE 4096
 #define DRIVER_MAX_SIZE 1024
-#define DRIVER_REGISTERS 8
-#define DRIVER_PATCHES 4
 #define DRIVER_LATENCIES 640
 
 /* What is done to a 64-bit field at a guest address: set before the request is sent; or, of the reply, kept or compared. */
 #define DRIVER_PUT 1
 #define DRIVER_TAKE 2
 #define DRIVER_MATCH 3
+#define DRIVER_LOOK 4      /* taken and, if it is a nodeid, counted */
+#define DRIVER_COUNT 5     /* so often it was counted is put, and is nothing from then on */
 
 /* What a request moves besides its arguments. */
 #define DRIVER_READ 1      /* pages of the lane's file, from its offset */
 #define DRIVER_WRITE 2
 #define DRIVER_ENTRIES 3   /* a page of struct fuse_direntplus, read on where the last one ended */
+#define DRIVER_ANY_READ 4  /* pages that nobody looks at */
+#define DRIVER_ANY_WRITE 5
 
 /* What was wrong with a reply. */
 #define DRIVER_RING 1      /* a used element that is no request in flight */
@@ -39,11 +41,18 @@
 #define DRIVER_ERROR 5
 #define DRIVER_REGISTER 6
 #define DRIVER_DATA 7
-#define DRIVER_COUNT 8     /* entries of a directory */
+#define DRIVER_NUMBER 8    /* of a directory's entries */
 
 struct driver_patch {
 	uint64_t addr;
-	uint32_t kind;       /* DRIVER_PUT, TAKE or MATCH; 0 ends the list */
+	uint32_t kind;       /* DRIVER_PUT, TAKE, MATCH, LOOK or COUNT */
+	uint32_t reg;
+};
+
+/* A directory's entry whose nodeid is kept. */
+struct driver_name {
+	const char *name;
+	uint32_t length;
 	uint32_t reg;
 };
 
@@ -56,14 +65,18 @@ struct driver_step {
 	uint64_t reply;      /* struct fuse_out_header; 0: none is wanted, and it goes to the hiprio queue */
 	uint32_t length;     /* bytes the reply must have, its header included */
 	int32_t error;       /* that the reply must carry */
-	uint32_t units;      /* what the reply counts for; DRIVER_ENTRIES: each entry is one */
-	uint32_t data;       /* DRIVER_READ, WRITE or ENTRIES; 0: none */
+	uint32_t units;      /* what the reply counts for; DRIVER_ENTRIES: each entry is one, but of a `whole` one */
+	uint32_t data;       /* DRIVER_READ, WRITE, ENTRIES, ANY_READ or ANY_WRITE; 0: none */
 	uint64_t offset;     /* where the request says the offset (64 bits); 0: nowhere */
-	uint32_t size;       /* of the data, in bytes: whole pages */
-	uint32_t entries;    /* DRIVER_ENTRIES: so many are in the directory, besides "." and ".." */
+	uint32_t size;       /* of the data, in bytes; READ and WRITE: whole pages */
+	uint32_t entries;    /* DRIVER_ENTRIES: so many are in the directory, besides "." and ".."; */
+	uint32_t whole;      /* 1: the request is repeated until there are no more */
+	uint32_t name_count;
+	const struct driver_name *names; /* in order */
 	uint32_t unless_reg; /* not sent when this register has */
 	uint64_t unless_mask;/* any of these bits; it counts as sent */
-	struct driver_patch patches[4]; /* DRIVER_PATCHES */
+	uint32_t patch_count;
+	const struct driver_patch *patches;
 };
 
 /* What is set besides `steps` and `count` is where it begins; it goes on from there in the next run. */
@@ -71,7 +84,8 @@ struct driver_lane {
 	const struct driver_step *steps;
 	uint32_t count;
 	uint32_t at;         /* the next step, or the one in flight */
-	uint64_t registers[8];  /* DRIVER_REGISTERS */
+	uint64_t *registers;
+	uint64_t *counts;    /* by register: lookups of the nodeid in it that were not forgotten */
 	uint64_t unique;     /* of the request in flight */
 	uint64_t offset;     /* the next request with data begins there: */
 	uint64_t first;      /* from this byte of the file on, */

@@ -1,10 +1,5 @@
 """A guest for scripts/bench: a front-end that has mounted a share, with memory for requests that lie ready, and lanes
-of them to run (driver.h).
-
-Requests have the shape Linux's virtio_fs gives them: their header is a descriptor, all arguments that are no pages
-another one, each page of data one more; and the reply's header, arguments and pages likewise. Pages lie in descending
-order, since a guest's are seldom adjacent.
-"""
+of them to run (driver.h)."""
 
 import errno
 import itertools
@@ -18,14 +13,13 @@ from typing import Any, NamedTuple, Self
 
 from tests.bench.build import ffi, lib
 from tests.bench.daemons import Daemon
-from tests.driver import NEXT, WRITE, DriverQueue
+from tests.bench.layout import PAGE, Lane, Layout
+from tests.driver import DriverQueue
 from tests.frontend import FEATURES, MIB, FrontEnd
-from tests.fuseclient import HEADER, REPLY_HEADER, FuseClient
-from tests.fusestructs import pack
+from tests.fuseclient import FuseClient
 from vfsd._fuse import ffi as fuse_ffi
 from vfsd._fuse import lib as fuse
 
-PAGE = 4096
 #: Of the ring: QEMU's queue-size=1024. Its default of 128 would limit a request to 496 KiB.
 QUEUE_SIZE = 1024
 MEMORY = 128 * MIB
@@ -51,108 +45,16 @@ FAILURES = {
     lib.DRIVER_ERROR: "error {got}, not {expected}",
     lib.DRIVER_REGISTER: "says {got} where {expected} was",
     lib.DRIVER_DATA: "a page holds {got:#x}, not {expected:#x}",
-    lib.DRIVER_COUNT: "the directory has {got} entries, not {expected}",
+    lib.DRIVER_NUMBER: "the directory has {got} entries, not {expected}",
 }
+
+
+#: A lane has as many registers at least.
+REGISTERS = 8
 
 
 class BadReply(Exception):  # noqa: N818 (what came)
     """A daemon's reply is not what was asked for."""
-
-
-class Patch(NamedTuple):
-    """A field of 64 bits, `at` bytes into the request or the reply, headers included."""
-
-    kind: int
-    at: int
-    register: int
-
-
-def put(at: int, register: int) -> Patch:
-    return Patch(lib.DRIVER_PUT, at, register)
-
-
-def take(at: int, register: int) -> Patch:
-    """Of the reply."""
-    return Patch(lib.DRIVER_TAKE, at, register)
-
-
-def match(at: int, register: int) -> Patch:
-    """Of the reply."""
-    return Patch(lib.DRIVER_MATCH, at, register)
-
-
-class Step(NamedTuple):
-    """A request to lie ready. Sizes are in bytes."""
-
-    opcode: int
-    nodeid: int = 0
-    #: What follows the header, but for pages.
-    arguments: bytes = b""
-    #: Room for what follows the reply's header, but for pages.
-    room: int = 0
-    error: int = 0
-    units: int = 0
-    replied: bool = True
-    patches: tuple[Patch, ...] = ()
-    #: DRIVER_READ, WRITE or ENTRIES; and how much.
-    data: int = 0
-    size: int = 0
-    #: Where in the arguments the offset is.
-    offset_at: int = 0
-    #: In the directory.
-    entries: int = 0
-    #: A register and a mask: it is not sent when any of these bits is set there.
-    unless: tuple[int, int] | None = None
-
-
-class Piece(NamedTuple):
-    """A descriptor to be."""
-
-    addr: int
-    length: int
-    flags: int = 0
-
-
-class Laid(NamedTuple):
-    """Guest addresses of a request's parts, and of the room for its reply."""
-
-    request: int
-    arguments: int
-    reply: int
-    room: int
-    pages: list[int]
-
-    def field(self, patch: Patch) -> int:
-        if patch.kind != lib.DRIVER_PUT:
-            return self.room + patch.at - REPLY_HEADER
-        return self.request + patch.at if patch.at < HEADER else self.arguments + patch.at - HEADER
-
-
-def _buffers(laid: Laid, step: Step) -> list[Piece]:
-    """As virtio_fs_enqueue_req makes them."""
-    if not step.replied:
-        return [Piece(laid.request, HEADER + len(step.arguments))]
-    written = step.data == lib.DRIVER_WRITE
-    pages = [Piece(page, PAGE, 0 if written else WRITE) for page in laid.pages]
-    readable = [Piece(laid.request, HEADER), Piece(laid.arguments, len(step.arguments))]
-    writable = [Piece(laid.reply, REPLY_HEADER, WRITE), Piece(laid.room, step.room, WRITE)]
-    pieces = readable + pages + writable if written else readable + writable + pages
-    return [piece for piece in pieces if piece.length]
-
-
-class Lane(NamedTuple):
-    """What one of the guest's processes repeats."""
-
-    steps: Sequence[Step]
-    registers: Sequence[int] = ()
-    #: The part of the file its data are from.
-    first: int = 0
-    end: int = 0
-    #: Where in it the first request begins.
-    offset: int = 0
-    random: bool = False
-    #: Its requests count where latencies are asked for.
-    timed: bool = True
 
 
 class Run(NamedTuple):
@@ -180,17 +82,22 @@ class Script:
         self.run: Any = ffi.new("struct driver_run *")
         self.lanes: Any = ffi.new("struct driver_lane[]", len(lanes))
         self.run.lanes, self.run.depth = self.lanes, len(lanes)
-        self._kept = []
+        self._kept: list[Any] = []
         self.pages: list[list[list[int]]] = []
         for lane, described in zip(self.lanes, lanes, strict=True):
-            steps = ffi.new("struct driver_step[]", len(described.steps))
-            self._kept.append(steps)
-            self.pages.append([guest.lay(step, one) for step, one in zip(steps, described.steps, strict=True)])
+            steps = self._array("struct driver_step[]", len(described.steps))
+            pairs = zip(steps, described.steps, strict=True)
+            self.pages.append([guest.layout.lay(step, one, self._kept) for step, one in pairs])
             lane.steps, lane.count = steps, len(described.steps)
             lane.first, lane.end, lane.offset = described.first, described.end, described.offset
             lane.random, lane.timed = described.random, described.timed
-            for register, value in enumerate(described.registers):
-                lane.registers[register] = value
+            registers = described.registers
+            lane.registers = self._array("uint64_t[]", [*registers, *[0] * (REGISTERS - len(registers))])
+            lane.counts = self._array("uint64_t[]", max(len(registers), REGISTERS))
+
+    def _array(self, kind: str, what: Any) -> Any:
+        self._kept.append(ffi.new(kind, what))
+        return self._kept[-1]
 
     def data(self, lane: int, step: int) -> bytes:
         """What its pages hold."""
@@ -224,10 +131,12 @@ class Guest:
         # Beyond what the client takes for itself.
         area = self.frontend.rings[1].allocator
         size = area.free_ranges[-1][1] - area.free_ranges[-1][0] - MIB
-        self._first = -(-area.allocate(size) // PAGE) * PAGE
-        self._end = self._first + size - PAGE
-        self._next = self._first
+        self.layout = Layout(self.frontend.memory, area.allocate(size), size)
         return self
+
+    def clear(self) -> None:
+        """Forgets all requests that lie ready."""
+        self.layout.clear()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.frontend.close()
@@ -239,69 +148,6 @@ class Guest:
         queue.desc, queue.avail, queue.used, _ = ring.where
         queue.num, queue.event_idx, queue.indirect = QUEUE_SIZE, features.event_idx, features.indirect
         queue.kick, queue.call = ring.kick, ring.call
-
-    # Memory. What is laid out stays until `clear`.
-
-    def clear(self) -> None:
-        self._next = self._first
-
-    def allocate(self, size: int, align: int = 16) -> int:
-        addr = -(-self._next // align) * align
-        self._next = addr + size
-        if self._next > self._end:
-            raise MemoryError("the guest has too little memory for so many requests")
-        return addr
-
-    def lay(self, out: Any, step: Step) -> list[int]:
-        """Writes a request to guest memory, and what the driver has to know of it to `out`, a struct driver_step.
-
-        Returns its pages.
-        """
-        laid = self._room(step)
-        self._write(laid, step)
-        buffers = _buffers(laid, step)
-        out.table, out.descriptors = self._table(buffers), len(buffers)
-        if laid.pages:
-            out.first_page = next(i for i, buffer in enumerate(buffers) if buffer.addr == laid.pages[0])
-        out.request, out.reply = laid.request, laid.reply if step.replied else 0
-        wanted = step.room + (0 if step.data == lib.DRIVER_WRITE else step.size)
-        out.length = REPLY_HEADER + (0 if step.error else wanted)
-        out.error, out.units = -step.error, step.units
-        out.data, out.size, out.entries = step.data, step.size, step.entries
-        out.offset = laid.arguments + step.offset_at if step.data else 0
-        if step.unless:
-            out.unless_reg, out.unless_mask = step.unless
-        for slot, patch in zip(out.patches, step.patches, strict=False):
-            slot.addr, slot.kind, slot.reg = laid.field(patch), patch.kind, patch.register
-        return laid.pages
-
-    def _room(self, step: Step) -> Laid:
-        """Pages lie in descending order."""
-        pages = [self.allocate(PAGE, PAGE) for _ in range(step.size // PAGE)][::-1]
-        request = self.allocate(HEADER + len(step.arguments))
-        # What has no reply is one buffer (struct virtio_fs_forget).
-        arguments = self.allocate(len(step.arguments)) if step.replied else request + HEADER
-        return Laid(request, arguments, self.allocate(REPLY_HEADER), self.allocate(step.room), pages)
-
-    def _write(self, laid: Laid, step: Step) -> None:
-        memory, written = self.frontend.memory, step.data == lib.DRIVER_WRITE
-        size = HEADER + len(step.arguments) + (step.size if written else 0)
-        memory.write(laid.request, pack("fuse_in_header", len=size, opcode=step.opcode, nodeid=step.nodeid, pid=1))
-        memory.write(laid.arguments, step.arguments)
-        for page in laid.pages if written else ():
-            memory.write(page, os.urandom(PAGE))
-
-    def _table(self, buffers: Sequence[Piece]) -> int:
-        addr = self.allocate(16 * len(buffers))
-        last = len(buffers) - 1
-        entries = [
-            DriverQueue.pack(
-                piece.addr, piece.length, piece.flags | (NEXT if i < last else 0), i + 1 if i < last else 0
-            )
-            for i, piece in enumerate(buffers)
-        ]
-        self.frontend.memory.write(addr, b"".join(entries))
-        return addr
 
     # Runs.
 

@@ -150,6 +150,8 @@ class Round(NamedTuple):
             peak = dict.fromkeys(self.plan.daemons, 0.0)
             for name in self.plan.workloads:
                 for setting in self.plan.settings:
+                    if setting.depth > WORKLOADS[name].depth:
+                        continue
                     print(f"{self.title}: {name}, depth {setting.depth}, {setting.placement}", file=sys.stderr)
                     for i, guest in enumerate(guests):
                         if not self._figure(name, setting, guest):
@@ -184,7 +186,7 @@ class Round(NamedTuple):
         return True
 
     def _bare(self, name: str, setting: Setting, share: Path) -> None:
-        if ALONE in self.order:
+        if ALONE in self.order and WORKLOADS[name].bare:
             figure = measure_bare(share, WORKLOADS[name], setting.depth, self.plan.seconds)
             row = self.results.figures.setdefault((name, setting), {})
             row.setdefault(BARE, []).append(figure)

@@ -119,10 +119,10 @@ def machine(parts: Mapping[str, Measured], date: str) -> str:
     """What it was measured on, and what was measured."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     hypervisor = "hypervisor" in Path("/proc/cpuinfo").read_text()
-    commit = _first_line(["git", "rev-parse", "--short", "HEAD"])
+    commits = ", ".join(dict.fromkeys(part.commit for part in parts.values()))
     kinds = ", ".join(f"{part.file_system} ({part.plan.where})" for part in parts.values())
     facts = {
-        "measured": f"{date}, vfsd at {commit}",
+        "measured": f"{date}, vfsd at {commits}",
         "peers": f"{_first_line([str(RUST), '--version'])} (Rust); {_first_line([str(C), '--version'])} (C)",
         "processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"
         + (" of a virtual machine" if hypervisor else ""),

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <linux/fuse.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ring.h"
@@ -47,7 +48,7 @@ void reply_prepare(const struct driver_run *run, const struct driver_lane *lane,
 	uint64_t first = lane->offset / DRIVER_PAGE;
 	uint64_t stamp;
 
-	if (step->data == DRIVER_ENTRIES)
+	if (step->data != DRIVER_READ && step->data != DRIVER_WRITE)
 		return;
 	for (uint32_t i = 0; i < step->size / DRIVER_PAGE; i++) {
 		stamp = step->data == DRIVER_WRITE ? driver_stamp(first + i, lane->unique) : ~0ull;
@@ -78,6 +79,28 @@ static bool is_dot(const struct fuse_dirent *entry)
 	return entry->namelen <= 2 && entry->name[0] == '.' && entry->name[entry->namelen - 1] == '.';
 }
 
+static int by_name(const void *key, const void *element)
+{
+	const struct fuse_dirent *entry = key;
+	const struct driver_name *name = element;
+	uint32_t shorter = name->length < entry->namelen ? name->length : entry->namelen;
+	int order = memcmp(entry->name, name->name, shorter);
+
+	return order ? order : (int)entry->namelen - (int)name->length;
+}
+
+/* Keeps the nodeid of an entry that is asked for. */
+static void take_name(struct driver_lane *lane, const struct driver_step *step, const struct fuse_direntplus *entry)
+{
+	const struct driver_name *name =
+		bsearch(&entry->dirent, step->names, step->name_count, sizeof(*name), by_name);
+
+	if (!name || !entry->entry_out.nodeid)
+		return;
+	lane->registers[name->reg] = entry->entry_out.nodeid;
+	lane->counts[name->reg]++;
+}
+
 /* Walks a page of entries. One without a nodeid does not count: the guest would have to look it up. */
 static int take_entries(struct driver_run *run, uint32_t number, const struct driver_step *step, uint32_t size)
 {
@@ -88,7 +111,7 @@ static int take_entries(struct driver_run *run, uint32_t number, const struct dr
 
 	if (!size) {
 		if (lane->entries != step->entries)
-			return failed(run, number, DRIVER_COUNT, step->entries, lane->entries);
+			return failed(run, number, DRIVER_NUMBER, step->entries, lane->entries);
 		lane->offset = lane->entries = 0;
 		return 0;
 	}
@@ -98,12 +121,17 @@ static int take_entries(struct driver_run *run, uint32_t number, const struct dr
 		if (whole > size - pos)
 			return failed(run, number, DRIVER_LENGTH, size, pos + whole);
 		lane->offset = entry->dirent.off;
-		seen += !is_dot(&entry->dirent) && entry->entry_out.nodeid;
+		if (is_dot(&entry->dirent) || !entry->entry_out.nodeid)
+			continue;
+		seen++;
+		if (step->name_count)
+			take_name(lane, step, entry);
 	}
 	lane->entries += seen;
 	if (lane->entries > step->entries && !run->trusting)
-		return failed(run, number, DRIVER_COUNT, step->entries, lane->entries);
-	run->units += seen;
+		return failed(run, number, DRIVER_NUMBER, step->entries, lane->entries);
+	if (!step->whole)
+		run->units += seen;
 	return 0;
 }
 
@@ -116,7 +144,7 @@ static int take_data(struct driver_run *run, uint32_t number, const struct drive
 		return take_entries(run, number, step, size);
 	if (step->data == DRIVER_READ && !run->trusting)
 		ret = check_pages(run, number, step);
-	if (step->data) {
+	if (step->data == DRIVER_READ || step->data == DRIVER_WRITE) {
 		lane->last = lane->offset;
 		lane->offset = driver_next(lane->first, lane->end, lane->offset, step->size, lane->random);
 	}
@@ -129,11 +157,13 @@ static int take_registers(struct driver_run *run, uint32_t number, const struct 
 	const struct driver_patch *patch = step->patches;
 	uint64_t value;
 
-	for (; patch < step->patches + DRIVER_PATCHES && patch->kind; patch++) {
-		if (patch->kind == DRIVER_PUT)
+	for (; patch < step->patches + step->patch_count; patch++) {
+		if (patch->kind == DRIVER_PUT || patch->kind == DRIVER_COUNT)
 			continue;
 		memcpy(&value, at(run->requests, patch->addr), sizeof(value));
-		if (patch->kind == DRIVER_TAKE)
+		if (patch->kind == DRIVER_LOOK && value)
+			lane->counts[patch->reg]++;
+		if (patch->kind != DRIVER_MATCH)
 			lane->registers[patch->reg] = value;
 		else if (value != lane->registers[patch->reg] && !run->trusting)
 			return failed(run, number, DRIVER_REGISTER, lane->registers[patch->reg], value);

@@ -1,6 +1,7 @@
 """Results as JSON, so that nothing is lost when a run is interrupted, and a page can be made again."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from tests.bench.idle import Idle
 from tests.bench.measure import Figure, Plan, Results, Setting
 from tests.bench.share import file_system
 from tests.bench.stall import Stall, Stalls
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Measured(NamedTuple):
@@ -17,6 +20,14 @@ class Measured(NamedTuple):
     results: Results
     #: That the shares were on.
     file_system: str
+    #: Of the tree that was measured.
+    commit: str = ""
+
+
+def commit() -> str:
+    """With a mark when the tree was not as it was committed."""
+    argv = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _write(path: Path, what: Any) -> None:
@@ -36,6 +47,7 @@ def save(path: Path, plan: Plan, results: Results) -> None:
     _write(path, {
         "plan": {**plan._asdict(), "where": str(plan.where)}, "figures": figures, "memory": results.memory,
         "failures": results.failures, "file_system": file_system(plan.where),
+        "commit": commit(),
     })  # fmt: skip
 
 
@@ -48,7 +60,7 @@ def load(path: Path) -> Measured:
     for each in found["figures"]:
         row = results.figures.setdefault((each["workload"], Setting(*each["setting"])), {})
         row[each["daemon"]] = [Figure(*figure) for figure in each["figures"]]
-    return Measured(plan, results, found["file_system"])
+    return Measured(plan, results, found["file_system"], found["commit"])
 
 
 def save_stalls(path: Path, stalls: Stalls) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.build import lib
-from tests.bench.guest import PAGE, Guest
+from tests.bench.guest import Guest
+from tests.bench.layout import PAGE
 from tests.frontend import MIB
 from tests.fuseclient import ROOT
 

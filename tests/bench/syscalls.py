@@ -78,7 +78,9 @@ def table(plan: Plan) -> str:
     """A column for each daemon of the plan, a row for each workload."""
     if not shutil.which("strace"):
         raise RuntimeError("strace is not installed")
-    rows = {name: [WORKLOADS[name].title] for name in plan.workloads if not WORKLOADS[name].cold}
+    rows = {
+        name: [WORKLOADS[name].title] for name in plan.workloads if WORKLOADS[name].bare and not WORKLOADS[name].cold
+    }
     files = Files(content())
     with tempfile.TemporaryDirectory(prefix="bench-", dir=plan.where) as directory:
         for number, daemon in enumerate(plan.daemons):

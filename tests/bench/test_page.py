@@ -32,6 +32,7 @@ def test_what_is_kept_comes_back(tmp_path: Path, measured: saved.Measured) -> No
     saved.save(path, measured.plan, measured.results)
     found = saved.load(path)
     assert (found.plan, found.results) == (measured.plan, measured.results)
+    assert found.commit
     assert [each.name for each in path.parent.iterdir()] == ["memory.json"]
     stalls = {"vfsd": [(Stall(1.0, 2.0, 3.0), Stall(1.0, 2.0, 4.0, 5.0))]}
     saved.save_stalls(path, stalls)

@@ -1,15 +1,17 @@
 """What is measured: for each workload the requests each lane repeats, and what the share must look like after each of
 them."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import data
+from tests.bench import data, recorded
 from tests.bench.build import lib
 from tests.bench.data import FH, FH_AT, NODEID, NODEID_AT, Workload
-from tests.bench.guest import PAGE, Guest, Lane, Script, Step, match, put, take
+from tests.bench.guest import Guest, Script
+from tests.bench.layout import PAGE, Lane, Step, match, put, take
 from tests.bench.share import MANY, Place, has_disk
 from tests.frontend import MIB
 from tests.fuseclient import REPLY_HEADER, ROOT
@@ -29,6 +31,8 @@ ATTR_INO = REPLY_HEADER + ffi.offsetof("struct fuse_attr_out", "attr") + ffi.off
 #: Registers, as those of data.py.
 INO, FLAGS = 2, 3
 KIB = 1024
+#: More steps than a lane of one operation has.
+MANY_STEPS = 20
 #: Seconds.
 UTIMES = (1_000_000_000, 1_000_000_001)
 
@@ -199,6 +203,25 @@ def create_check(script: Script, place: Place, done: int) -> None:
         assert path.read_bytes() == script.data(place.number, 1)
 
 
+# What guests have done.
+
+
+def _recorded(name: str) -> Workload:
+    macro = functools.cache(recorded.load)
+
+    def lane(guest: Guest, place: Place) -> Lane:
+        root = place.path / name
+        if not root.exists():
+            recorded.make(root, macro(name).files)
+        return recorded.lane(macro(name), guest.client.lookup(place.nodeid, os.fsencode(name)).nodeid)
+
+    def finished(script: Script, place: Place) -> None:
+        found = [file._replace(mode=0) for file in recorded.manifest(place.path / name)]
+        assert found == [file._replace(mode=0) for file in macro(name).files]
+
+    return Workload(recorded.WORKS[name].title, lane, "", finished=finished, depth=8)
+
+
 WORKLOADS = {
     "getattr": Workload("getattr", getattr_, "getattr"),
     "lookup": Workload("lookup, known inode", lookup_known, "lookup"),
@@ -232,15 +255,21 @@ WORKLOADS = {
 }
 
 
+WORKLOADS.update({f"recorded-{name}": _recorded(name) for name in recorded.WORKS})
+
+
 def available(where: Path) -> list[str]:
     """Those that can be done there."""
     return [name for name, each in WORKLOADS.items() if not each.cold or has_disk(where)]
 
 
 def verify(guest: Guest, workload: Workload, script: Script, where: Sequence[Place], content: bytes) -> None:
-    """All lanes go through their requests once, one at a time; after each the share is looked at."""
+    """All lanes go through their requests once, one at a time; after each the share is looked at, if there are few."""
     compared = content if workload.compared else None
-    for done in range(1, len(script.described[0].steps) + 1):
+    steps = len(script.described[0].steps)
+    if steps > MANY_STEPS:
+        guest.run(script)
+    for done in range(1, steps + 1) if steps <= MANY_STEPS else ():
         guest.run(script, limit=1, content=compared)
         for place in where if not guest.daemon.kind.alone else ():
             workload.check(script, place, done)

@@ -150,18 +150,33 @@ def op(
 
 
 class Pool:
-    """A fixed number of threads for blocking ops, and those that are lent to C. Made in a worker before its rings run,
-    closed after they stopped. What is submitted before it has started waits for that."""
+    """Threads for blocking ops, and those that are lent to C. Made in a worker before its rings run, closed after they
+    stopped. What is submitted before it has started waits for that.
 
-    def __init__(self, threads: int = 4) -> None:
+    `threads` of them at first. One more comes, and stays, whenever all are busy, up to `most`: they are held up for as
+    long as a disk or a server is slow.
+    """
+
+    def __init__(self, threads: int = 4, most: int = 32) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._count, self._threads, self._lent = threads, list[threading.Thread](), list[threading.Thread]()
+        self._count, self._most = threads, most
+        self._threads, self._lent = list[threading.Thread](), list[threading.Thread]()
+        self._lock = threading.Lock()
+        #: Threads less tasks, begun or not.
+        self._free = 0
 
     def start(self) -> None:
-        self._threads = begin([(f"blocking {n}", self._work) for n in range(self._count)])
+        with self._lock:
+            self._add(self._count)
 
     def submit(self, task: Callable[[], None]) -> None:
         self._queue.put(task)
+        with self._lock:
+            self._free -= 1
+            if self._threads and self._free < 0 and len(self._threads) < self._most:
+                # Where there is no thread to be had, those that are there come to it in time.
+                with suppress(RuntimeError):
+                    self._add(1)
 
     def lend(self, work: Callable[[], None]) -> None:
         """Has a thread of its own do some work, which ends by itself before `close` is called."""
@@ -174,9 +189,17 @@ class Pool:
         for thread in self._threads + self._lent:
             thread.join()
 
+    def _add(self, count: int) -> None:
+        """Called with the lock held."""
+        first = len(self._threads)
+        self._threads += begin([(f"blocking {n}", self._work) for n in range(first, first + count)])
+        self._free += count
+
     def _work(self) -> None:
         while task := self._queue.get():
             task()
+            with self._lock:
+                self._free += 1
 
 
 class Parking(Protocol):

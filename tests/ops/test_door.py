@@ -8,6 +8,7 @@ import random
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.ring.ring import Ring
 from vfsd import door
 from vfsd._fuse import ffi, lib
 from vfsd.core import Core
-from vfsd.door import OPS, Op, Request
+from vfsd.door import OPS, Op, Pool, Request
 from vfsd.refused import ARGUMENTS
 from vfsd.settings import Settings
 
@@ -178,3 +179,41 @@ def test_the_ring_goes_on_while_one_waits(
     for head in heads:
         assert struct.unpack("=IiQ", ring.driver.wait(head).data)[:2] == (16, 0)
     assert all(name.startswith("blocking") for name in names) and len(names) == 3
+
+
+def test_a_pool_grows_while_all_its_threads_are_held_up() -> None:
+    """As far as it may. What comes after that waits for one of them."""
+    pool = Pool(threads=1, most=3)
+    pool.start()
+    meeting, done, names = threading.Barrier(4, timeout=20), threading.Event(), set[str]()
+
+    def held_up() -> None:
+        names.add(threading.current_thread().name)
+        meeting.wait()
+        done.wait(20)
+
+    for _ in range(3):
+        pool.submit(held_up)
+    meeting.wait()
+    late = threading.Event()
+    pool.submit(late.set)
+    assert not late.is_set()
+    done.set()
+    assert late.wait(20)
+    pool.close()
+    assert names == {"blocking 0", "blocking 1", "blocking 2"}
+
+
+def test_a_pool_that_can_not_grow_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(threads=1, most=3)
+    pool.start()
+    done: list[int] = []
+
+    def none(_works: object) -> list[threading.Thread]:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("vfsd.door.begin", none)
+    for number in range(10):
+        pool.submit(partial(done.append, number))
+    pool.close()
+    assert done == list(range(10))

@@ -3,6 +3,8 @@
 import errno
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,36 @@ def cool(path: Path) -> None:
                 pytest.skip(f"{path} is on a file system that has no disk to wait for")
             time.sleep(0.01)
         raise AssertionError("the file stays in the page cache")
+
+
+#: Where version 1 of control groups limits disks; version 2 limits no single thread.
+BLKIO = Path("/sys/fs/cgroup/blkio")
+
+
+@contextmanager
+def stalled(path: Path) -> Iterator[Callable[[int, bool], None]]:
+    """Threads that are put there, by what this gives (thread id, whether), read a byte a second from a file's disk.
+    What they have begun goes on at the end.
+    """
+    device = os.stat(path).st_dev
+    group, limit = BLKIO / f"vfsd-test-{os.getpid()}", "blkio.throttle.read_bps_device"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / limit).write_text(f"{os.major(device)}:{os.minor(device)} 1")
+        except OSError as error:
+            pytest.skip(f"{path} is on no disk that can be slowed down: {error}")
+        yield lambda thread, there: _write((group if there else BLKIO) / "tasks", str(thread))
+    finally:
+        with suppress(OSError):
+            (group / limit).write_text(f"{os.major(device)}:{os.minor(device)} 0")
+        for thread in (group / "tasks").read_text().split():
+            (BLKIO / "tasks").write_text(thread)
+        group.rmdir()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

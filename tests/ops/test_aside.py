@@ -4,16 +4,17 @@ import errno
 import os
 import random
 import resource
+import threading
 import time
 from typing import Any
 
 import pytest
 
-from tests.disk import PAGE, cool
+from tests.disk import PAGE, cool, stalled
 from tests.fuseclient import REPLY_HEADER, ROOT, FuseClient
 from tests.fusestructs import pack, unpack
 from tests.ops.mount import Mount
-from tests.ring.ring import Ring
+from tests.ring.ring import Ring, wait_for
 from vfsd._fuse import lib
 from vhost._virtq import lib as virtq
 
@@ -89,6 +90,38 @@ def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) ->
     whole = [(start * PAGE, 32 * PAGE) for start in range(0, PAGES, 32)]
     compare(ring, begin_reads(ringed, *opened, whole), whole, content)
     assert mount.core.session.aside > 0
+
+
+def bytes_read() -> int:
+    """What this process has asked disks for."""
+    with open("/proc/self/io") as io:
+        return next(int(line.split()[1]) for line in io if line.startswith("read_bytes"))
+
+
+def test_a_slow_read_holds_no_other_up(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, client = ringed
+    content, *opened = file
+    first, slow, quick = [(9 * PAGE, PAGE)], [(99 * PAGE, PAGE)], [(number * PAGE, PAGE) for number in (7, 77)]
+    compare(ring, begin_reads(ringed, *opened, first), first, content)
+    (reader,) = [thread for thread in threading.enumerate() if thread.name.startswith("lent")]
+    (mount.root / "other").write_bytes(content)
+    other = client.lookup(ROOT, b"other")
+    other_opened = client.open(other.nodeid, os.O_RDONLY)
+    for name in ("f", "other"):
+        cool(mount.root / name)
+    with stalled(mount.root / "f") as stall:
+        # Either may be the one that asks.
+        threads = [thread.native_id or 0 for thread in (reader, *ring.threads)]
+        for thread in threads:
+            stall(thread, True)
+        before, aside = bytes_read(), mount.core.session.aside
+        heads = begin_reads(ringed, *opened, slow)
+        wait_for(lambda: bytes_read() > before and mount.core.session.aside > aside)
+        for thread in threads:
+            stall(thread, False)
+        compare(ring, begin_reads(ringed, other, other_opened, quick), quick, content)
+        assert ring.driver.poll() == []
+    compare(ring, heads, slow, content)
 
 
 def test_a_kernel_without_io_uring(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:

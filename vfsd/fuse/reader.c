@@ -156,15 +156,18 @@ static struct pending_read *taken(struct reader *reader, bool *ended)
 	return reads;
 }
 
+/* Until there is no more: whoever gives another one from then on wakes us, though what is under way may take long. */
 static bool take_up(struct reader *reader, struct io_uring *ring, unsigned *count)
 {
 	struct pending_read *read, *next;
 	bool ended;
 
-	for (read = taken(reader, &ended); read; read = next) {
-		next = read->next;
-		submit(ring, read);
-		++*count;
+	while ((read = taken(reader, &ended))) {
+		for (; read; read = next) {
+			next = read->next;
+			submit(ring, read);
+			++*count;
+		}
 	}
 	return !ended || *count;
 }

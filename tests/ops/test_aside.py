@@ -92,6 +92,28 @@ def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) ->
     assert mount.core.session.aside > 0
 
 
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's, by its release."""
+    names = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], request.param, *names[3:])))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "asked"),
+    [("5.8.18", True), ("5.9.0-rc1", False), ("5.10.0-28-amd64", False), ("5.11.22", True), ("5.100.1", True)],
+    indirect=["kernel"],
+)
+def test_a_kernel_that_ends_files_early(
+    kernel: None, ringed: Ringed, file: tuple[bytes, Any, Any], asked: bool
+) -> None:
+    """It says that a file ends where its page cache does, when it is asked not to wait (preadv2(2))."""
+    mount, ring, _ = ringed
+    content, *opened = file
+    compare(ring, begin_reads(ringed, *opened, places()), places(), content)
+    assert (mount.core.session.aside > 0) == asked
+
+
 def bytes_read() -> int:
     """What this process has asked disks for."""
     with open("/proc/self/io") as io:

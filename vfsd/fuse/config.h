@@ -41,6 +41,7 @@ struct core_session {
 #define CORE_FILE_HANDLES_ONLY 64 /* and never by name */
 #define CORE_KEEPS_SET_ID 128    /* the host leaves suid and sgid of what this process writes (vfsd/facts.py) */
 #define CORE_DAX_ALWAYS 256      /* every file is offered for the DAX window, whatever its size */
+#define CORE_READS_WAIT 512      /* the host's kernel can't be asked for what is in its page cache alone */
 
 /* Whose ids: the index of the arrays below. */
 #define CORE_UID 0

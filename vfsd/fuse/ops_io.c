@@ -122,7 +122,7 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 	fd = handle_get_data(core, in->fh, &plain);
 	if (fd < 0)
 		return fd;
-	if (aside && !read_once(plain))
+	if (aside && !read_once(plain) && !(core->config.flags & CORE_READS_WAIT))
 		what.flags = RWF_NOWAIT;
 	result = transfer_any(core, fd, &what);
 	if (result == -EOPNOTSUPP && what.flags) {

@@ -40,6 +40,8 @@ void serve_waiting(struct core *core, struct virtq_chain *chain);
 /* later.c */
 void later_open(struct core *core);
 void later_close(struct core *core);
+/* Before what may take long on a ring's own thread: its driver hears first of what was served before. */
+void may_last(const struct core *core, const struct fuse_request *request);
 /* Whether a request may be served by another thread, as one that would wait for a disk. */
 bool later_possible(const struct core *core, const struct fuse_request *request);
 /* Has it served so, from its start: VIRTQ_DEFERRED is what to return then. False: there is no such thread. */

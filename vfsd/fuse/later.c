@@ -43,6 +43,12 @@ static bool have_thread(struct core *core)
 	return later->threads != 0;
 }
 
+void may_last(const struct core *core, const struct fuse_request *request)
+{
+	if (!request->waits && request->chain->queue && core->config.tell)
+		core->config.tell(request->chain->queue);
+}
+
 bool later_possible(const struct core *core, const struct fuse_request *request)
 {
 	return !request->waits && core->config.lend && request->chain->queue;

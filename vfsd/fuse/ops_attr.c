@@ -34,6 +34,9 @@ static int set_size(struct core *core, const struct fuse_request *request, int f
 
 	if (in->size > INT64_MAX)
 		return -EFBIG;
+	/* Whoever opened the file has waited for its leases already. */
+	if (!(in->valid & FATTR_FH))
+		may_last(core, request);
 	error = priv_begin(core, fd, kill, request->header.uid, request->header.gid, &priv);
 	if (error < 0)
 		return error;

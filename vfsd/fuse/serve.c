@@ -357,8 +357,8 @@ static int64_t serve_chain(struct core *core, struct virtq_chain *chain, bool wa
 		result = check_allowed(core, row, &request);
 	if (!waits)
 		fetch_add(&core->config.session->served[request.header.opcode], 1);
-	if (!waits && (!row->serve || row->flags & MAY_WAIT) && chain->queue && core->config.tell)
-		core->config.tell(chain->queue);
+	if (!row->serve || row->flags & MAY_WAIT)
+		may_last(core, &request);
 	if (result == 0)
 		result = once_due(request.header.opcode) ? run_once(core, row, &request) : run(core, row, &request);
 	if (result == VIRTQ_DEFERRED)

@@ -120,7 +120,7 @@ def _settle(spec: Spec) -> None:
 
 def _begin() -> None:
     process.process_set_name(b"vfsd-worker")
-    # The default of its signal ends us: who hangs here is replaced. A thread that finds no memory may never report.
+    # The default of its signal ends us: who hangs here is replaced.
     signal.alarm(START_LIMIT)
 
 
@@ -174,7 +174,6 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     signal.alarm(0)
     for ring in rings:
         _try_suspects(spec, ring, core)
-    signal.alarm(START_LIMIT)
     pool = Pool()
     open_door(core, pool, parking)
     # What somebody waits for first: not FORGETs, nor what blocks anyway.
@@ -182,7 +181,6 @@ def _serve(spec: Spec, core: Core, parking: Parking) -> None:
     works = [(f"ring {ring.vring.index}", partial(_lend, spec, ring, core)) for ring in rings]
     threads = begin(works * spec.threads)
     pool.start()
-    signal.alarm(0)
     _wait(spec, parking, core.window)
     for thread in threads:
         thread.join()

@@ -196,6 +196,7 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	queue->last_avail++;
 	queue->busy[head] = 1;
 	write_once(&queue->taken, queue->taken + 1);
+	(*chain)->alone = queue->avail_idx == queue->last_avail && virtq_pending(queue) == 1;
 	write_once(&queue->config.state->popped, queue->config.state->popped + 1);
 	return 1;
 }

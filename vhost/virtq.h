@@ -38,6 +38,7 @@ struct virtq_chain {
 	uint64_t out_len;
 	uint16_t head;
 	uint16_t replay;      /* 1: was in flight in a worker that died, so it may have been served before */
+	uint32_t alone;       /* 1: when it was taken there was nothing else in the ring, and nothing behind it */
 	uint32_t fault;       /* VIRTQ_FAULT_*: `in` or `out` ends before a buffer that lies outside guest memory */
 	struct virtq_chain *next; /* the handler's own, while the chain is deferred */
 	void *memo;           /* of its head: what the handler has kept there, also in a worker that died; or NULL */

@@ -79,6 +79,15 @@ def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any
     assert mount.core.session.aside == aside
 
 
+def test_one_at_a_time(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    """The first shows what the disk takes; for a quick one the ring waits by itself from then on."""
+    mount, ring, _ = ringed
+    content, *opened = file
+    for place in places(1):
+        compare(ring, begin_reads(ringed, *opened, [place]), [place], content)
+    assert 0 < mount.core.session.aside <= len(places(1))
+
+
 def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
     mount, ring, _ = ringed
     content, *opened = file

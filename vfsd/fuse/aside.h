@@ -32,6 +32,7 @@ struct reader {
 	int wake;    /* eventfd that it listens to */
 	bool asleep; /* it does not look at `given` unless it is woken */
 	bool ended;
+	uint32_t usual; /* what a READ that waits takes lately, nanoseconds; 0: not known. Not locked: any of late will do */
 };
 
 /* serve.c. Serves a chain on a thread that may wait, and completes it. */
@@ -56,6 +57,11 @@ void reader_close(struct core *core);
  * and the pin of the handle is given away. False: it can't. */
 bool reader_read(struct core *core, const struct fuse_request *request, int fd, uint64_t fh, uint64_t offset,
 		 uint64_t size, uint64_t done);
+/* Whether a READ that waits takes so little that a ring with nothing else to do had better wait for it. */
+bool reader_is_quick(const struct core *core);
+/* What one took that began then, by now_ns(). */
+void reader_learn(struct core *core, uint64_t begun);
+uint64_t now_ns(void);
 void reader_run(struct core *core);
 void reader_end(struct core *core);
 

@@ -11,6 +11,7 @@ from tests.fusestructs import pack
 from tests.vhost.echo import EchoDevice
 from vfsd._fuse import ffi as fuse
 from vfsd._fuse import lib as opcodes
+from vfsd.values import POLL_MAX
 from vhost._virtq import ffi as virtq
 
 PAGE = 4096
@@ -31,6 +32,12 @@ def entries() -> bytes:
     return found
 
 
+class Alone(EchoDevice):
+    """Its rings are watched as vfsd's are."""
+
+    poll_ns = POLL_MAX * 1000
+
+
 def serve(path: str, queues: int = 1) -> None:
     canned = {
         opcodes.FUSE_INIT: pack("fuse_init_out", major=7, minor=37, max_write=1 << 20, max_pages=256),
@@ -42,7 +49,7 @@ def serve(path: str, queues: int = 1) -> None:
         alone.replies[opcode].bytes, alone.replies[opcode].size = reply, len(reply)
     # Two extensions have a type for the same function.
     handler = virtq.cast("virtq_handler", int(ffi.cast("intptr_t", ffi.addressof(lib, "alone_serve"))))
-    device = EchoDevice(1 + queues, handler, virtq.cast("void *", int(ffi.cast("intptr_t", alone))))
+    device = Alone(1 + queues, handler, virtq.cast("void *", int(ffi.cast("intptr_t", alone))))
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()

@@ -39,6 +39,8 @@ class EchoDevice:
 
     features = int(FEATURES | Feature.LOG_ALL)
     protocol_features = ALL_FEATURES
+    #: How long a dry ring is watched at most.
+    poll_ns = 0
 
     def __init__(self, queues: int = 3, handler: Any = None, opaque: Any = ffi.NULL) -> None:
         self.queues = queues
@@ -123,7 +125,7 @@ class EchoDevice:
             error = ffi.new("int *")
             inflight = backend.inflight.map(vring.index)
             config = vring.config(self._memory, inflight, backend.features, self._stop)
-            config.threads = 1
+            config.threads, config.poll_ns = 1, self.poll_ns
             queue = lib.virtq_new(config, error)
             assert queue, os.strerror(-error[0])
             thread = threading.Thread(target=lib.virtq_run, args=(queue, self._handler, self._opaque))

@@ -69,7 +69,7 @@ def test_an_address_space_that_is_full(daemon: Daemon) -> None:
 def test_an_op_that_finds_no_memory(start: Start) -> None:
     daemon = start("--sandbox=none", program=["-m", "tests.daemon.poisoned"])
     with guest(daemon) as (_, client):
-        client.mkdir(ROOT, b"#memory", expect=errno.EIO)
+        client.removexattr(ROOT, b"#memory", expect=errno.EIO)
         client.mkdir(ROOT, b"dir")
     assert daemon.log.count("a worker is short of memory") == daemon.log.count(CALM) == 2
 

@@ -121,7 +121,7 @@ WORKS = {
     "untar": Work("untar, rm -r", _archive, "tar xf tree.tar; rm -r tree"),
     "find": Work("find, each file looked at", lambda share: _tree(share, 25, 10),
                  "find . -type f -size +1k >/dev/null"),
-    "packages": Work("small files as npm writes them: a tree copied, moved, removed", lambda share: _tree(share, 12, 8),
+    "packages": Work("small files copied, moved, removed", lambda share: _tree(share, 12, 8),
                      "mkdir staging; for each in package-*; do cp -r $each staging/.$each-new; "
                      "mv staging/.$each-new staging/$each; done; ls -lR staging >/dev/null; rm -r staging"),
     "compile": Work("compile, link, rm", _sources,

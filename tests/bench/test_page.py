@@ -11,6 +11,7 @@ from tests.bench.daemons import ALONE, BARE
 from tests.bench.idle import Idle
 from tests.bench.measure import Figure, Figures, Plan, Results, Setting
 from tests.bench.stall import Stall
+from tests.bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [Setting(1, "one"), Setting(32, "two")]
@@ -78,6 +79,7 @@ def test_the_plot(measured: saved.Measured) -> None:
     kinds = [rect.get("class") for rect in svg.iter(f"{SVG}rect")]
     assert kinds == ["goal", "goal second", "behind", "behind second"]
     assert len([each for each in svg.iter(f"{SVG}line") if each.get("class") == "limit"]) == 2
+    assert all(len(each.title) <= 42 for each in WORKLOADS.values())  # what has room left of the bars
     texts = [text.text for text in svg.iter(f"{SVG}text")]
     assert "depth 32, two cores" in texts and "lookup, known inode" in texts and texts.count("2.00") == 2
     _, _, width, height = map(float, svg.get("viewBox", "").split())

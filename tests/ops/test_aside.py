@@ -6,6 +6,8 @@ import random
 import resource
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.disk import PAGE, cool, stalled
 from tests.fuseclient import REPLY_HEADER, ROOT, FuseClient
 from tests.fusestructs import pack, unpack
-from tests.ops.mount import Mount
+from tests.ops.mount import ALL_FLAGS, Mount
 from tests.ring.ring import Ring, wait_for
 from vfsd._fuse import lib
 from vhost._virtq import lib as virtq
@@ -79,15 +81,6 @@ def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any
     assert mount.core.session.aside == aside
 
 
-def test_one_at_a_time(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
-    """The first shows what the disk takes; for a quick one the ring waits by itself from then on."""
-    mount, ring, _ = ringed
-    content, *opened = file
-    for place in places(1):
-        compare(ring, begin_reads(ringed, *opened, [place]), [place], content)
-    assert 0 < mount.core.session.aside <= len(places(1))
-
-
 def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
     mount, ring, _ = ringed
     content, *opened = file
@@ -129,30 +122,54 @@ def bytes_read() -> int:
         return next(int(line.split()[1]) for line in io if line.startswith("read_bytes"))
 
 
-def test_a_slow_read_holds_no_other_up(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
-    mount, ring, client = ringed
+@contextmanager
+def slow_read(ringed: Ringed, file: tuple[bytes, Any, Any], place: tuple[int, int]) -> Iterator[int]:
+    """The head of a READ that is under way, and goes on only after this."""
+    mount, ring, _ = ringed
     content, *opened = file
-    first, slow, quick = [(9 * PAGE, PAGE)], [(99 * PAGE, PAGE)], [(number * PAGE, PAGE) for number in (7, 77)]
-    compare(ring, begin_reads(ringed, *opened, first), first, content)
+    compare(ring, begin_reads(ringed, *opened, [(9 * PAGE, PAGE)]), [(9 * PAGE, PAGE)], content)
     (reader,) = [thread for thread in threading.enumerate() if thread.name.startswith("lent")]
-    (mount.root / "other").write_bytes(content)
-    other = client.lookup(ROOT, b"other")
-    other_opened = client.open(other.nodeid, os.O_RDONLY)
-    for name in ("f", "other"):
-        cool(mount.root / name)
+    cool(mount.root / "f")
     with stalled(mount.root / "f") as stall:
         # Either may be the one that asks.
         threads = [thread.native_id or 0 for thread in (reader, *ring.threads)]
         for thread in threads:
             stall(thread, True)
         before, aside = bytes_read(), mount.core.session.aside
-        heads = begin_reads(ringed, *opened, slow)
+        (head,) = begin_reads(ringed, *opened, [place])
         wait_for(lambda: bytes_read() > before and mount.core.session.aside > aside)
         for thread in threads:
             stall(thread, False)
-        compare(ring, begin_reads(ringed, other, other_opened, quick), quick, content)
+        yield head
+
+
+def test_a_slow_read_holds_no_other_up(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, client = ringed
+    content, slow, quick = file[0], (99 * PAGE, PAGE), [(7 * PAGE, PAGE), (77 * PAGE, PAGE)]
+    (mount.root / "other").write_bytes(content)
+    other = client.lookup(ROOT, b"other")
+    opened = client.open(other.nodeid, os.O_RDONLY)
+    cool(mount.root / "other")
+    with slow_read(ringed, file, slow) as head:
+        compare(ring, begin_reads(ringed, other, opened, quick), quick, content)
         assert ring.driver.poll() == []
-    compare(ring, heads, slow, content)
+    compare(ring, [head], [slow], content)
+
+
+def test_a_mount_that_ends_while_a_read_is_under_way(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, client = ringed
+    content, slow = file[0], (99 * PAGE, PAGE)
+    with slow_read(ringed, file, slow) as head:
+        client.destroy()
+        client.init(minor=45, flags=ALL_FLAGS)
+        assert mount.descriptors() == set()
+        client.open(client.lookup(ROOT, b"f").nodeid, os.O_RDONLY)
+        held = len(os.listdir("/proc/self/fd"))
+        assert ring.driver.poll() == []
+    compare(ring, [head], [slow], content)
+    wait_for(lambda: virtq.virtq_pending(ring.queue) == 0)
+    assert len(os.listdir("/proc/self/fd")) == held - 1
+    assert mount.core.handles == 1
 
 
 def test_a_kernel_without_io_uring(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:

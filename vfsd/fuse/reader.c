@@ -22,6 +22,9 @@
 /* To hand a READ over and back takes some 10 us of two processors. A ring that has nothing else to do waits for a disk
  * that is not much slower; what comes meanwhile waits for so long, nanoseconds, at most, or once. */
 #define QUICK 200000
+/* With READs under way nobody wakes the thread for so long, nanoseconds: mostly one of them is done before that, and what
+ * was given meanwhile is taken up with it. */
+#define PATIENCE 100000
 
 struct pending_read {
 	struct pending_read *next;
@@ -173,27 +176,27 @@ static void answer(struct core *core, struct pending_read *read, int result)
 	free(read);
 }
 
-/* What rings gave since the last look. With nothing to do, the next one is to say so: false. */
-static struct pending_read *taken(struct reader *reader, bool *ended)
+/* What rings gave since the last look. If that is nothing, and we are to sleep, the next one wakes us. */
+static struct pending_read *taken(struct reader *reader, bool sleep, bool *ended)
 {
 	struct pending_read *reads;
 
 	pthread_mutex_lock(&reader->lock);
 	reads = reader->given;
 	reader->given = NULL;
-	reader->asleep = !reads;
+	reader->asleep = sleep && !reads;
 	*ended = reader->ended;
 	pthread_mutex_unlock(&reader->lock);
 	return reads;
 }
 
-/* Until there is no more: whoever gives another one from then on wakes us, though what is under way may take long. */
-static bool take_up(struct reader *reader, struct io_uring *ring, unsigned *count)
+/* Without patience until there is no more: what is under way may take long. False when there is to be no more. */
+static bool take_up(struct reader *reader, struct io_uring *ring, bool patient, unsigned *count)
 {
 	struct pending_read *read, *next;
 	bool ended;
 
-	while ((read = taken(reader, &ended))) {
+	while ((read = taken(reader, !patient || !*count, &ended))) {
 		for (; read; read = next) {
 			next = read->next;
 			submit(ring, read);
@@ -203,14 +206,28 @@ static bool take_up(struct reader *reader, struct io_uring *ring, unsigned *coun
 	return !ended || *count;
 }
 
+/* For what was under way to be done, or for a ring's call. Whether it came, where that is not waited for long. */
+static bool wait(struct io_uring *ring, bool briefly)
+{
+	struct __kernel_timespec limit = {.tv_nsec = PATIENCE};
+	struct io_uring_cqe *cqe = NULL;
+
+	if (!briefly) {
+		io_uring_submit_and_wait(ring, 1);
+		return true;
+	}
+	io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);
+	return cqe;
+}
+
 static void run(struct core *core, struct io_uring *ring)
 {
 	struct reader *reader = &core->reader;
-	bool listening = false;
+	bool listening = false, patient = true;
 	unsigned count = 0;
 	uint64_t woken;
 
-	while (take_up(reader, ring, &count)) {
+	while (take_up(reader, ring, patient, &count)) {
 		struct io_uring_cqe *cqe;
 
 		if (!listening) {
@@ -220,7 +237,7 @@ static void run(struct core *core, struct io_uring *ring)
 			io_uring_sqe_set_data(sqe, NULL);
 			listening = true;
 		}
-		io_uring_submit_and_wait(ring, 1);
+		patient = wait(ring, patient && count);
 		while (io_uring_peek_cqe(ring, &cqe) == 0) {
 			struct pending_read *read = io_uring_cqe_get_data(cqe);
 			int result = cqe->res;

@@ -96,6 +96,7 @@ static int64_t read_on(struct core *core, struct fuse_request *request, int fd, 
 
 	what->flags = 0;
 	if (cached && request->chain->alone && reader_is_quick(core)) {
+		may_last(core, request);
 		begun = now_ns();
 		result = transfer(fd, what);
 		reader_learn(core, begun);
@@ -107,6 +108,7 @@ static int64_t read_on(struct core *core, struct fuse_request *request, int fd, 
 		handle_put(core, in->fh);
 		return VIRTQ_DEFERRED;
 	}
+	may_last(core, request);
 	return transfer_any(core, fd, what);
 }
 

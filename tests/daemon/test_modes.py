@@ -105,7 +105,7 @@ def test_nothing_is_imported_behind_the_walls(start: Callable[..., Daemon], shar
         queue.kick()
         daemon.logged("ring 2 is broken")
         daemon.kill_worker()
-        client.statfs()
+        client.access(ROOT, os.R_OK)
     with daemon.connect() as connection:
         connection.sendall(b"garbage" * 100)
     daemon.logged("Client disconnected")

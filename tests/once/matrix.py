@@ -21,8 +21,9 @@ View = dict[str, Any]
 THREADS = 1 + 2 + 4
 #: A guest that offers all there is.
 INIT: dict[str, Any] = {"minor": 45, "flags": (1 << 64) - 1}
-#: Of the daemon: what makes it serve all there is.
-OPTIONS = ("--sandbox=none", "--xattr", "--posix-lock", "--flock")
+#: Of the daemon: what makes it serve all there is, with the same instructions each time: how long a ring is watched
+#: depends on the clock, and a worker that is stepped would fall asleep where it was seen to go on.
+OPTIONS = ("--sandbox=none", "--xattr", "--posix-lock", "--flock", "--poll-us=0")
 
 
 class Cell(NamedTuple):

@@ -9,12 +9,16 @@
 #include "core.h"
 
 /* later.c; `lock` is for all of it. */
+struct later_list {
+	struct virtq_chain *first;
+	struct virtq_chain *last;
+	uint32_t count;
+};
 struct later {
 	pthread_mutex_t lock;
 	pthread_cond_t more;
-	struct virtq_chain *first; /* that wait for a thread */
-	struct virtq_chain *last;
-	uint32_t queued;
+	struct later_list lists[2]; /* that wait for a thread, by LATER_* */
+	bool in_turn;               /* one of the second list is being served */
 	uint32_t threads;
 	uint32_t idle;
 	bool ended;
@@ -46,7 +50,9 @@ void may_last(const struct core *core, const struct fuse_request *request);
 /* Whether a request may be served by another thread, as one that would wait for a disk. */
 bool later_possible(const struct core *core, const struct fuse_request *request);
 /* Has it served so, from its start: VIRTQ_DEFERRED is what to return then. False: there is no such thread. */
-bool later_serve(struct core *core, struct virtq_chain *chain);
+#define LATER_SIDE_BY_SIDE 0
+#define LATER_IN_TURN 1 /* after all others that were sent so */
+bool later_serve(struct core *core, struct virtq_chain *chain, int how);
 void later_run(struct core *core);
 void later_end(struct core *core);
 

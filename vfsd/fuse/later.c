@@ -26,12 +26,14 @@ void later_close(struct core *core)
 }
 
 /* Sees to it that there is a thread for one more. Whether there is any at all. Locked; lets go of the lock. */
-static bool have_thread(struct core *core)
+static bool have_thread(struct core *core, int how)
 {
 	struct later *later = &core->later;
-	bool lent;
+	bool busy = later->in_turn || later->lists[LATER_IN_TURN].first, lent;
 
-	if (later->queued < later->idle || later->threads == LATER_THREADS)
+	if (how == LATER_IN_TURN && busy)
+		return true;
+	if (later->lists[LATER_SIDE_BY_SIDE].count + busy < later->idle || later->threads == LATER_THREADS)
 		return later->threads != 0;
 	/* Counted before it is there: others that come meanwhile ask for their own. */
 	later->threads++;
@@ -54,21 +56,19 @@ bool later_possible(const struct core *core, const struct fuse_request *request)
 	return !request->waits && core->config.lend && request->chain->queue;
 }
 
-bool later_serve(struct core *core, struct virtq_chain *chain)
+bool later_serve(struct core *core, struct virtq_chain *chain, int how)
 {
 	struct later *later = &core->later;
+	struct later_list *list = &later->lists[how];
 	bool possible;
 
 	pthread_mutex_lock(&later->lock);
-	possible = have_thread(core) && !later->ended;
+	possible = have_thread(core, how) && !later->ended;
 	if (possible) {
 		chain->next = NULL;
-		if (later->first)
-			later->last->next = chain;
-		else
-			later->first = chain;
-		later->last = chain;
-		later->queued++;
+		*(list->first ? &list->last->next : &list->first) = chain;
+		list->last = chain;
+		list->count++;
 		fetch_add(&core->config.session->aside, 1);
 		pthread_cond_signal(&later->more);
 	}
@@ -76,20 +76,33 @@ bool later_serve(struct core *core, struct virtq_chain *chain)
 	return possible;
 }
 
-/* The next request; NULL when there are to be no more. */
-static struct virtq_chain *take(struct later *later)
+/* The list whose first may be served now, or NULL. */
+static struct later_list *ready(struct later *later)
 {
-	struct virtq_chain *chain;
+	if (later->lists[LATER_IN_TURN].first && !later->in_turn)
+		return &later->lists[LATER_IN_TURN];
+	return later->lists[LATER_SIDE_BY_SIDE].first ? &later->lists[LATER_SIDE_BY_SIDE] : NULL;
+}
+
+/* The next request, after one that was taken as *in_turn says; NULL when there are to be no more. */
+static struct virtq_chain *take(struct later *later, bool *in_turn)
+{
+	struct virtq_chain *chain = NULL;
+	struct later_list *list;
 
 	pthread_mutex_lock(&later->lock);
+	if (*in_turn)
+		later->in_turn = false;
 	later->idle++;
-	while (!later->first && !later->ended)
+	while (!(list = ready(later)) && !later->ended)
 		pthread_cond_wait(&later->more, &later->lock);
 	later->idle--;
-	chain = later->first;
-	if (chain) {
-		later->first = chain->next;
-		later->queued--;
+	if (list) {
+		chain = list->first;
+		list->first = chain->next;
+		list->count--;
+		*in_turn = list == &later->lists[LATER_IN_TURN];
+		later->in_turn |= *in_turn;
 	}
 	pthread_mutex_unlock(&later->lock);
 	return chain;
@@ -98,8 +111,9 @@ static struct virtq_chain *take(struct later *later)
 void later_run(struct core *core)
 {
 	struct virtq_chain *chain;
+	bool in_turn = false;
 
-	while ((chain = take(&core->later)))
+	while ((chain = take(&core->later, &in_turn)))
 		serve_waiting(core, chain);
 }
 

@@ -10,6 +10,8 @@
 
 /* Bytes that one READ or WRITE moves at most: as one system call does (include/linux/fs.h, MAX_RW_COUNT). */
 #define TRANSFER_MAX 0x7ffff000
+/* Bytes whose copying takes some 50 us. */
+#define WRITE_LONG (256 << 10)
 
 struct transfer {
 	bool write;
@@ -104,7 +106,7 @@ static int64_t read_on(struct core *core, struct fuse_request *request, int fd, 
 	}
 	if (cached && reader_read(core, request, fd, in->fh, what->offset, what->size, done))
 		return VIRTQ_DEFERRED;
-	if (later_serve(core, request->chain)) {
+	if (later_serve(core, request->chain, LATER_SIDE_BY_SIDE)) {
 		handle_put(core, in->fh);
 		return VIRTQ_DEFERRED;
 	}
@@ -127,7 +129,7 @@ int64_t op_read(struct core *core, struct fuse_request *request)
 	int64_t result;
 	int fd;
 
-	if (aside && reaches_disk(core, &what, in->flags) && later_serve(core, request->chain))
+	if (aside && reaches_disk(core, &what, in->flags) && later_serve(core, request->chain, LATER_SIDE_BY_SIDE))
 		return VIRTQ_DEFERRED;
 	fd = handle_get_data(core, in->fh, &plain);
 	if (fd < 0)
@@ -233,6 +235,17 @@ static int64_t append(struct core *core, struct fuse_request *request, int fd, s
 	return result < 0 && !done ? result : done + (result > 0 ? result : 0);
 }
 
+/* Sends a WRITE aside that its ring had better not wait for: for the disk, or for so much to be copied that others
+ * notice. Of the latter kind one at a time, since they would stand in each other's way: the host has one writer to a file. */
+static bool write_aside(struct core *core, struct fuse_request *request, const struct transfer *what)
+{
+	const struct fuse_write_in *in = (const void *)request->arg;
+
+	if (reaches_disk(core, what, in->flags))
+		return later_serve(core, request->chain, LATER_SIDE_BY_SIDE);
+	return what->size >= WRITE_LONG && !request->chain->alone && later_serve(core, request->chain, LATER_IN_TURN);
+}
+
 int64_t op_write(struct core *core, struct fuse_request *request)
 {
 	const struct fuse_write_in *in = (const void *)request->arg;
@@ -249,7 +262,7 @@ int64_t op_write(struct core *core, struct fuse_request *request)
 
 	if (in->size > request->header.len - what.skip)
 		return -EINVAL;
-	if (later_possible(core, request) && reaches_disk(core, &what, in->flags) && later_serve(core, request->chain))
+	if (later_possible(core, request) && write_aside(core, request, &what))
 		return VIRTQ_DEFERRED;
 	fd = handle_get(core, in->fh);
 	if (fd < 0)

@@ -14,7 +14,7 @@ int64_t op_fsync(struct core *core, struct fuse_request *request)
 	if (fd < 0)
 		return fd;
 	if (later_possible(core, request) && !(inode_traits(core, request->header.nodeid, fd) & TRAIT_MEMORY) &&
-	    later_serve(core, request->chain)) {
+	    later_serve(core, request->chain, LATER_SIDE_BY_SIDE)) {
 		handle_put(core, in->fh);
 		return VIRTQ_DEFERRED;
 	}

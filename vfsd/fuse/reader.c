@@ -267,7 +267,7 @@ static void refuse(struct core *core)
 	for (; read; read = next) {
 		next = read->next;
 		handle_put(core, read->fh);
-		if (!later_serve(core, read->chain))
+		if (!later_serve(core, read->chain, LATER_SIDE_BY_SIDE))
 			serve_waiting(core, read->chain);
 		free(read);
 	}

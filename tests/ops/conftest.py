@@ -43,7 +43,7 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def ringed(tmp_path: Path) -> Iterator[tuple[Mount, Ring, FuseClient]]:
     """A share served on a real ring with a pool, and a client on that ring."""
-    ring = Ring(num=64, regions=((0, 4 << 20),))
+    ring = Ring(num=1024, regions=((0, 8 << 20),))
     assert ring.open(threads=1) == 0
     with share(tmp_path, Settings(xattr=True, allow_direct_io=True)) as mount:
         close_door(mount.core)

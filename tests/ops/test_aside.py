@@ -143,6 +143,14 @@ def slow_read(ringed: Ringed, file: tuple[bytes, Any, Any], place: tuple[int, in
         yield head
 
 
+def test_more_reads_than_the_io_uring_has_room_for(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
+    mount, ring, _ = ringed
+    content, *opened = file
+    many = [(page * PAGE, PAGE) for page in random.Random(2).choices(range(PAGES), k=400)]
+    compare(ring, begin_reads(ringed, *opened, many), many, content)
+    assert mount.core.session.aside > 0
+
+
 def test_a_slow_read_holds_no_other_up(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
     mount, ring, client = ringed
     content, slow, quick = file[0], (99 * PAGE, PAGE), [(7 * PAGE, PAGE), (77 * PAGE, PAGE)]

@@ -17,8 +17,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Submitted by one system call at most; there may be more under way. */
+/* Submitted by one system call at most. */
 #define READER_DEPTH 128
+/* Under way at most: so many completions there is room for, beside that of a ring's call. */
+#define READER_MOST (2 * READER_DEPTH - 1)
 /* To hand a READ over and back takes some 10 us of two processors. A ring that has nothing else to do waits for a disk
  * that is not much slower; what comes meanwhile waits for so long, nanoseconds, at most, or once. */
 #define QUICK 200000
@@ -168,8 +170,22 @@ static bool step(struct io_uring *ring, struct pending_read *read, int result)
 	return false;
 }
 
+/* Has a READ served by a thread that may wait. */
+static void send_on(struct core *core, struct pending_read *read)
+{
+	handle_put(core, read->fh);
+	if (!later_serve(core, read->chain, LATER_SIDE_BY_SIDE))
+		serve_waiting(core, read->chain);
+	free(read);
+}
+
 static void answer(struct core *core, struct pending_read *read, int result)
 {
+	/* Of the io_uring, and not of the file: it found no memory, or no thread for what it can't do without. */
+	if (result == -EAGAIN || result == -ECANCELED) {
+		send_on(core, read);
+		return;
+	}
 	handle_put(core, read->fh);
 	reader_learn(core, read->begun);
 	fuse_finish(core, read->chain, read->unique, NULL, result < 0 ? result : (int64_t)read->done);
@@ -191,16 +207,21 @@ static struct pending_read *taken(struct reader *reader, bool sleep, bool *ended
 }
 
 /* Without patience until there is no more: what is under way may take long. False when there is to be no more. */
-static bool take_up(struct reader *reader, struct io_uring *ring, bool patient, unsigned *count)
+static bool take_up(struct core *core, struct io_uring *ring, bool patient, unsigned *count)
 {
+	struct reader *reader = &core->reader;
 	struct pending_read *read, *next;
 	bool ended;
 
 	while ((read = taken(reader, !patient || !*count, &ended))) {
 		for (; read; read = next) {
 			next = read->next;
-			submit(ring, read);
-			++*count;
+			if (*count == READER_MOST) {
+				send_on(core, read);
+			} else {
+				submit(ring, read);
+				++*count;
+			}
 		}
 	}
 	return !ended || *count;
@@ -227,7 +248,7 @@ static void run(struct core *core, struct io_uring *ring)
 	unsigned count = 0;
 	uint64_t woken;
 
-	while (take_up(reader, ring, patient, &count)) {
+	while (take_up(core, ring, patient, &count)) {
 		struct io_uring_cqe *cqe;
 
 		if (!listening) {
@@ -266,10 +287,7 @@ static void refuse(struct core *core)
 	pthread_mutex_unlock(&reader->lock);
 	for (; read; read = next) {
 		next = read->next;
-		handle_put(core, read->fh);
-		if (!later_serve(core, read->chain, LATER_SIDE_BY_SIDE))
-			serve_waiting(core, read->chain);
-		free(read);
+		send_on(core, read);
 	}
 }
 

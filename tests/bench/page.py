@@ -17,6 +17,7 @@ from tests.bench.table import (
     compared,
     everything,
     fastest_peer,
+    limit,
     line,
     medians,
     ruler,
@@ -64,26 +65,58 @@ def _setting(measured: Measured, setting: Setting) -> Iterator[str]:
     yield "\n</details>\n"
 
 
-def summary(measured: Measured, goal: float = 1.5) -> str:
-    """How many rows reach what."""
-    ratios = []
+#: What vfsd is to be of the fastest peer's rate, and how far from the limit.
+GOAL, NEAR = 1.5, 1.3
+
+SUMMARY = ["", "rows", "ahead of the fastest peer", f"{GOAL} times as fast or more", "not, nor is the limit",
+           f"not, but within {NEAR} of the limit", "neither", "no more CPU time"]  # fmt: skip
+
+
+def _counts(found: Mapping[str, Row]) -> list[str]:
+    """Of the rows that have peers: how many there are, and how many reach what; in the order of SUMMARY."""
+    counts = dict.fromkeys(SUMMARY[1:], 0)
+    for row in found.values():
+        peer, bound = fastest_peer(row), limit(row)
+        if not peer or VFSD not in row:
+            continue
+        ours, other = row[VFSD], row[peer]
+        if ours.rate >= GOAL * other.rate:
+            verdict = SUMMARY[3]
+        elif bound and bound.rate < GOAL * other.rate:
+            verdict = SUMMARY[4]
+        else:
+            verdict = SUMMARY[5 if bound and ours.rate * NEAR >= bound.rate else 6]
+        counts[SUMMARY[1]] += 1
+        counts[SUMMARY[2]] += ours.rate >= other.rate
+        counts[verdict] += 1
+        counts[SUMMARY[7]] += ours.cpu <= other.cpu
+    return [str(count) for count in counts.values()]
+
+
+def _behind(found: Mapping[str, Row]) -> Iterator[str]:
+    """The rows in which a peer is faster, and by how much."""
+    for name, row in found.items():
+        peer = fastest_peer(row)
+        if peer and VFSD in row and row[VFSD].rate < row[peer].rate:
+            yield f"{WORKLOADS[name].title} ({row[VFSD].rate / row[peer].rate:.2f})"
+
+
+def summary(measured: Measured) -> list[str]:
+    """How many rows reach what, and which are behind."""
+    lines, behind = [line(SUMMARY), ruler(len(SUMMARY))], []
     for setting in measured.plan.settings:
-        for row in rows(measured, setting).values():
-            peer = fastest_peer(row)
-            if peer and VFSD in row:
-                ratios.append((row[VFSD].rate / row[peer].rate, row[VFSD].cpu / row[peer].cpu))
-    reached = sum(rate >= goal for rate, _ in ratios)
-    ahead = sum(rate >= 1 for rate, _ in ratios)
-    cheap = sum(cpu <= 1 for _, cpu in ratios)
-    return (
-        f"Of {len(ratios)} rows vfsd is ahead of the fastest peer in {ahead}, by {goal} times or more in {reached}; "
-        f"it takes no more CPU time for an operation in {cheap}."
-    )
+        if not (found := rows(measured, setting)):
+            continue
+        title = f"depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+        lines.append(line([title, *_counts(found)]))
+        if slower := ", ".join(_behind(found)):
+            behind.append(f"- {title}: {slower}")
+    return [*lines, "", *(["A peer is faster, vfsd's rate to its:", "", *behind] if behind else [])]
 
 
 def tables(measured: Measured) -> str:
     plan, results = measured.plan, measured.results
-    lines = [summary(measured), ""]
+    lines = [*summary(measured), ""]
     for setting in plan.settings:
         lines += _setting(measured, setting)
     if results.failures:

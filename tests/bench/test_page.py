@@ -44,15 +44,30 @@ def test_what_is_kept_comes_back(tmp_path: Path, measured: saved.Measured) -> No
 
 def test_tables_of_a_page(measured: saved.Measured) -> None:
     text = page.tables(measured)
-    assert text.startswith(
-        "Of 2 rows vfsd is ahead of the fastest peer in 1, by 1.5 times or more in 1; it takes no more CPU"
-    )
+    assert "| depth 1, driver and daemon on one core | 2 | 1 | 1 | 0 | 0 | 1 | 1 |" in text
+    assert "A peer is faster, vfsd's rate to its:\n\n- depth 1, driver and daemon on one core: lookup, known" in text
     assert "| getattr | 8; 1 | C: 4; 2 | 2.00 | 0.50 | 12; 0.3 | 0.67 | 3.33 |" in text
     assert "| lookup, known inode | 2; 4; 1, 9 | Rust: 4; 2 | 0.50 | 2.00 |  |  |  |" in text
     assert "- C, pool, create: gone" in text
-    assert "Depth 32" not in text
+    assert "epth 32" not in text
     # GitHub's Markdown wants empty lines around a table in HTML.
     assert re.search(r"</summary>\n\n\|.*\|\n\n</details>", text, re.S)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "alone", "bare", "verdict"),
+    [(15, 10, 100, 100, "1 | 1 | 0 | 0 | 0"), (14, 10, 28, 28, "1 | 0 | 1 | 0 | 0"),
+     (14, 10, 36, 36, "1 | 0 | 0 | 1 | 0"), (9, 10, 36, 36, "0 | 0 | 0 | 0 | 1"), (9, 10, 20, 20, "0 | 0 | 1 | 0 | 0")],
+)  # fmt: skip
+def test_what_stands_in_the_way(
+    tmp_path: Path, ours: float, peer: float, alone: float, bare: float, verdict: str
+) -> None:
+    rates = {"vfsd": ours, "C": peer, ALONE: alone, BARE: bare}
+    figures: Figures = {("getattr", SETTINGS[0]): {name: [Figure(rate, 1.0)] for name, rate in rates.items()}}
+    plan = Plan(["vfsd", "C", ALONE], ["getattr"], SETTINGS[:1], 1, 0.1, tmp_path)
+    text = page.summary(saved.Measured(plan, Results(figures, {}, []), "tmpfs"))
+    assert text[2] == f"| depth 1, driver and daemon on one core | 1 | {verdict} | 1 |"
+    assert len(text) == (4 if ours >= peer else 7)
 
 
 def test_only_what_is_between_marks_is_replaced() -> None:

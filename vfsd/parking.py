@@ -88,7 +88,8 @@ class Parking:
         return self._interval if self._waiting else None
 
     def retry(self) -> None:
-        """Tries all, in the order in which they came; answers those that need not wait any longer."""
+        """Tries all, in the order in which they came; answers those that need not wait any longer. What is freed in the
+        middle of it goes to one who came later."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.wake)
         begun = time.monotonic()

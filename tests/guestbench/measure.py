@@ -79,8 +79,8 @@ def measure(
             first = number % len(daemons)
             order = [*range(first, len(daemons)), *range(first)]
             for name in works:
-                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
                 for each in order:
+                    print(f"round {number + 1} of {rounds}: {name}, {daemons[each]}", file=sys.stderr)
                     figures[name][daemons[each]].append(once(guest, served[each], WORKS[name]))
             for share in served if "rm" not in works else ():
                 guest.run(f"rm -rf {share.mount_point}/untarred", LIMIT)

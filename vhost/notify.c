@@ -9,10 +9,10 @@
 #include <poll.h>
 #include <stddef.h>
 #include <sys/epoll.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "barrier.h"
+#include "clock.h"
 #include "queue.h"
 
 /* With no kick eventfd the ring is looked at this often, in milliseconds. */
@@ -29,14 +29,6 @@
 
 /* What became readable. */
 enum { KICK, STOP };
-
-static uint64_t clock_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
 
 void signal_fd(int fd)
 {

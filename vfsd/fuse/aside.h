@@ -65,9 +65,8 @@ bool reader_read(struct core *core, const struct fuse_request *request, int fd, 
 		 uint64_t size, uint64_t done);
 /* Whether a READ that waits takes so little that a ring with nothing else to do had better wait for it. */
 bool reader_is_quick(const struct core *core);
-/* What one took that began then, by now_ns(). */
+/* What one took that began then, by clock_ns(). */
 void reader_learn(struct core *core, uint64_t begun);
-uint64_t now_ns(void);
 void reader_run(struct core *core);
 void reader_end(struct core *core);
 

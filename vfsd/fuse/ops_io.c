@@ -3,6 +3,7 @@
 #include "ops.h"
 
 #include "barrier.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <string.h>
@@ -99,7 +100,7 @@ static int64_t read_on(struct core *core, struct fuse_request *request, int fd, 
 	what->flags = 0;
 	if (cached && request->chain->alone && reader_is_quick(core)) {
 		may_last(core, request);
-		begun = now_ns();
+		begun = clock_ns();
 		result = transfer(fd, what);
 		reader_learn(core, begun);
 		return result;

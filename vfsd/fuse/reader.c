@@ -9,12 +9,12 @@
 #include "internal.h"
 
 #include "barrier.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Submitted by one system call at most. */
@@ -36,7 +36,7 @@ struct pending_read {
 	uint64_t offset; /* in the file, of the first byte of the reply */
 	uint64_t size;
 	uint64_t done;
-	uint64_t begun;  /* now_ns */
+	uint64_t begun;  /* clock_ns */
 	int32_t fd;
 	struct iovec parts[]; /* of the reply: what is under way */
 };
@@ -97,7 +97,7 @@ bool reader_read(struct core *core, const struct fuse_request *request, int fd, 
 		return false;
 	*read = (struct pending_read){
 		.chain = request->chain, .unique = request->header.unique, .fh = fh, .offset = offset, .size = size,
-		.done = done, .begun = now_ns(), .fd = fd,
+		.done = done, .begun = clock_ns(), .fd = fd,
 	};
 	pthread_mutex_lock(&reader->lock);
 	possible = have_reader(core);
@@ -111,14 +111,6 @@ bool reader_read(struct core *core, const struct fuse_request *request, int fd, 
 	return possible;
 }
 
-uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ULL + now.tv_nsec;
-}
-
 bool reader_is_quick(const struct core *core)
 {
 	uint32_t usual = read_once(&core->reader.usual);
@@ -128,7 +120,7 @@ bool reader_is_quick(const struct core *core)
 
 void reader_learn(struct core *core, uint64_t begun)
 {
-	uint64_t last = now_ns() - begun;
+	uint64_t last = clock_ns() - begun;
 	uint32_t usual = read_once(&core->reader.usual);
 
 	if (last > UINT32_MAX / 2)

@@ -3,7 +3,6 @@
 python -m tests.bench.alone SOCKET [QUEUES]   # serves one front-end, which may have so many request queues, and ends
 """
 
-import socket
 import sys
 
 from tests.bench.build import ffi, lib
@@ -50,12 +49,7 @@ def serve(path: str, queues: int = 1) -> None:
     # Two extensions have a type for the same function.
     handler = virtq.cast("virtq_handler", int(ffi.cast("intptr_t", ffi.addressof(lib, "alone_serve"))))
     device = Alone(1 + queues, handler, virtq.cast("void *", int(ffi.cast("intptr_t", alone))))
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        connection, _ = listening.accept()
-    device.serve(connection)
-    device.close()
+    device.serve_at(path)
 
 
 if __name__ == "__main__":

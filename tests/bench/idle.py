@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from tests.bench.daemons import KINDS, Daemon, compile_all
 from tests.bench.guest import Guest
+from tests.bench.markdown import line, ruler
 from tests.bench.measure import Plan
-from tests.bench.table import line, ruler
 from tests.fuseclient import ROOT
 
 #: Until what daemons do by themselves after a start is done, seconds: vfsd forks the next worker.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.bench.daemons import RUST, VFSD, C
+from tests.bench.markdown import line, ruler
 from tests.bench.measure import Setting
 from tests.bench.saved import Measured
 from tests.bench.table import (
@@ -18,10 +19,8 @@ from tests.bench.table import (
     everything,
     fastest_peer,
     limit,
-    line,
     medians,
-    ruler,
-    spread,
+    rate_spread,
 )
 from tests.bench.workloads import WORKLOADS
 
@@ -123,7 +122,7 @@ def tables(measured: Measured) -> str:
         lines += ["What peers could not do:", "", *(f"- {each}" for each in sorted(set(results.failures))), ""]
     rounds = f"Rounds: {plan.rounds}"
     if plan.rounds > 2:
-        within = f"half of which lie within {spread(results.figures):.0%} of it (of all rates, the median)"
+        within = f"half of which lie within {rate_spread(results.figures):.0%} of it (of all rates, the median)"
         rounds = f"Medians of {plan.rounds} rounds, {within}"
     lines.append(f"{rounds}; {plan.seconds:g} s a figure.")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """A virtiofs daemon that passes each request on to another one, and notes it and its reply: what scripts/bench-record
 gives a guest. One request at a time."""
 
-import socket
 import struct
 import subprocess
 import threading
@@ -56,12 +55,7 @@ def serve(share: str, path: str, output: Path) -> None:
             relay = Relay(frontend, file)
             handler = ffi.callback("virtq_handler", relay)
             device = EchoDevice(2, handler)
-            with socket.socket(socket.AF_UNIX) as listening:
-                listening.bind(path)
-                listening.listen()
-                connection, _ = listening.accept()
-            device.serve(connection)
-            device.close()
+            device.serve_at(path)
     finally:
         daemon.terminate()
         daemon.wait(PATIENCE)

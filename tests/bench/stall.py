@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from tests.bench.data import synced
 from tests.bench.guest import Guest, Script
+from tests.bench.markdown import line, ruler
 from tests.bench.measure import Plan, mounted, pin
 from tests.bench.share import Files, content, places
-from tests.bench.table import count, line, ruler
+from tests.bench.table import count
 from tests.bench.workloads import WORKLOADS
 from tests.frontend import MIB
 

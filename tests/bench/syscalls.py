@@ -16,9 +16,9 @@ from pathlib import Path
 from tests.bench.daemons import PATIENCE, Daemon
 from tests.bench.data import Workload
 from tests.bench.guest import Guest, Script
+from tests.bench.markdown import line
 from tests.bench.measure import Plan, mounted
 from tests.bench.share import Files, content, places
-from tests.bench.table import line
 from tests.bench.workloads import WORKLOADS
 
 #: How often a lane's requests are repeated under strace, and before that, so that it is not begun with.

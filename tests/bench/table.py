@@ -1,18 +1,15 @@
 """Results as Markdown: medians over the rounds."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tests.bench.daemons import ALONE, BARE, KINDS, VFSD
+from tests.bench.markdown import line, ruler, spread
 from tests.bench.measure import Figure, Figures, Plan, Results, Setting
 from tests.bench.workloads import WORKLOADS
 
 PLACEMENTS = {"one": "driver and daemon on one core", "two": "driver and daemon on two cores",
               "free": "placed by the host"}  # fmt: skip
-
-
-def line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def count(value: float) -> str:
@@ -74,19 +71,8 @@ def everything(name: str, row: Row, columns: Sequence[str]) -> str:
     return line([WORKLOADS[name].title, *(_cell(row.get(column)) for column in columns)])
 
 
-def spread(figures: Figures) -> float:
-    """How far the rounds of a rate are apart, half of them to each side of the median: of all rates, the median."""
-    apart = []
-    for row in figures.values():
-        for rounds in row.values():
-            if len(rounds) > 1:
-                quarters = statistics.quantiles([figure.rate for figure in rounds], n=4, method="inclusive")
-                apart.append((quarters[2] - quarters[0]) / 2 / quarters[1])
-    return statistics.median(apart)
-
-
-def ruler(columns: int) -> str:
-    return "|" + "---|" * columns
+def rate_spread(figures: Figures) -> float:
+    return spread([figure.rate for figure in rounds] for row in figures.values() for rounds in row.values())
 
 
 def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
@@ -116,6 +102,6 @@ def table(plan: Plan, results: Results) -> str:
     if results.failures:
         lines += ["", "What peers could not do:", "", *(f"- {failure}" for failure in sorted(set(results.failures)))]
     if plan.rounds > 2:
-        within = f"{spread(results.figures):.0%}"
+        within = f"{rate_spread(results.figures):.0%}"
         lines += ["", f"Half of the {plan.rounds} rounds lie within {within} of the median (of all rates, the median)."]
     return "\n".join(lines)

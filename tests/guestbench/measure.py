@@ -2,17 +2,15 @@
 
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench.daemons import RUST, VFSD, C
+from tests.bench.markdown import line, ruler, spread
 from tests.guestbench.work import WORKS, Work, prepare, warm
 from vfsd.guest import Guest, Settings, Share
 
-ROOT = Path(__file__).resolve().parents[2]
-RUST = ROOT / ".cache/newer/virtiofsd"
-C = Path("/usr/lib/qemu/virtiofsd")
-VFSD = "vfsd"
 #: Seconds that a work may take.
 LIMIT = 120.0
 
@@ -87,10 +85,6 @@ def measure(
         return guest.release, figures
 
 
-def line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def shown(figure: float) -> str:
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
@@ -98,7 +92,7 @@ def shown(figure: float) -> str:
 def table(figures: Figures) -> str:
     """Medians; the last column is above 1 where vfsd is the quickest."""
     daemons = list(next(iter(figures.values())))
-    lines = [line(["", *daemons, "vfsd to the quickest peer"]), "|" + "---|" * (len(daemons) + 2)]
+    lines = [line(["", *daemons, "vfsd to the quickest peer"]), ruler(len(daemons) + 2)]
     for name, row in figures.items():
         median = {daemon: statistics.median(values) for daemon, values in row.items()}
         peers = [value for daemon, value in median.items() if daemon != VFSD]
@@ -107,15 +101,6 @@ def table(figures: Figures) -> str:
             ratio = f"{median[VFSD] / max(peers) if WORKS[name].rate else min(peers) / median[VFSD]:.2f}"
         lines.append(line([WORKS[name].title, *map(shown, median.values()), ratio]))
     if len(next(iter(next(iter(figures.values())).values()))) > 2:
-        within = f"{spread(figures):.0%}"
+        within = f"{spread(rounds for row in figures.values() for rounds in row.values()):.0%}"
         lines += ["", f"Half of the rounds lie within {within} of the median (of all figures, the median)."]
     return "\n".join(lines)
-
-
-def spread(figures: Figures) -> float:
-    apart = []
-    for row in figures.values():
-        for values in row.values():
-            quarters = statistics.quantiles(values, n=4, method="inclusive")
-            apart.append((quarters[2] - quarters[0]) / 2 / quarters[1])
-    return statistics.median(apart)

@@ -38,10 +38,15 @@ def file(ringed: Ringed) -> tuple[bytes, Any, Any]:
     return content, entry, opened
 
 
+def asking(ring: Ring) -> FuseClient:
+    """A guest that waits for nothing: what `exchange` returns is the head of its request."""
+    return FuseClient(lambda request, room: ring.driver.add([request], [room]))  # type: ignore[arg-type,return-value]
+
+
 def begin_reads(ringed: Ringed, entry: Any, opened: Any, places: list[tuple[int, int]], flags: int = 0) -> list[int]:
     """The heads of READs of (offset, size), all in flight at once."""
     _, ring, _ = ringed
-    guest = FuseClient(lambda request, room: ring.driver.add([request], [room]))  # type: ignore[arg-type,return-value]
+    guest = asking(ring)
     heads = [
         guest.exchange(lib.FUSE_READ, entry.nodeid, pack("fuse_read_in", fh=opened.fh, offset=offset, size=size,
                                                          flags=flags), REPLY_HEADER + size)
@@ -247,7 +252,7 @@ def test_long_writes_do_not_hold_up_others(ringed: Ringed) -> None:
     mount, ring, client = ringed
     entry, opened = client.create(ROOT, b"long", flags=os.O_RDWR)
     size = 256 << 10
-    guest = FuseClient(lambda request, room: ring.driver.add([request], [room]))  # type: ignore[arg-type,return-value]
+    guest = asking(ring)
     heads = []
     for number in range(6):
         data = pack("fuse_write_in", fh=opened.fh, offset=number * size, size=size) + bytes([number]) * size

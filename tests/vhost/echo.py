@@ -68,6 +68,15 @@ class EchoDevice:
         if self._control:
             self._control.join()
 
+    def serve_at(self, path: str) -> None:
+        """Serves the first front-end that connects to a socket there, and closes."""
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+            listening.listen()
+            connection, _ = listening.accept()
+        self.serve(connection)
+        self.close()
+
     def close(self) -> None:
         self.join()
         os.close(self._stop)

@@ -71,15 +71,29 @@ def places(seed: int = 0) -> list[tuple[int, int]]:
     return [*somewhere, ((PAGES - 2) * PAGE, 4 * PAGE), (PAGES * PAGE, PAGE), (PAGES * PAGE - LACKING, PAGE)]
 
 
+def attempts(ringed: Ringed) -> Iterator[None]:
+    """Times to read what is not cached, until a READ was served aside. Linux begins to read ahead even where it may not
+    wait, which can bring a whole file before the thread that asked has looked again.
+    """
+    mount, _, _ = ringed
+    before = mount.core.session.aside
+    for _ in range(50):
+        cool(mount.root / "f")
+        yield
+        if mount.core.session.aside > before:
+            return
+    raise AssertionError("each READ was served by its ring")
+
+
 def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
     mount, ring, client = ringed
     content, *opened = file
-    heads = begin_reads(ringed, *opened, places())
-    # The ring goes on meanwhile.
-    assert client.getattr(ROOT).attr.ino
-    compare(ring, heads, places(), content)
+    for _ in attempts(ringed):
+        heads = begin_reads(ringed, *opened, places())
+        # The ring goes on meanwhile.
+        assert client.getattr(ROOT).attr.ino
+        compare(ring, heads, places(), content)
     aside = mount.core.session.aside
-    assert aside > 0
     # Now that it is in the cache nothing has to wait.
     heads = begin_reads(ringed, *opened, places())
     compare(ring, heads, places(), content)
@@ -89,14 +103,14 @@ def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any
 def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
     mount, ring, _ = ringed
     content, *opened = file
-    with open(mount.root / "f", "rb", buffering=0) as host:
-        os.posix_fadvise(host.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        for page in range(0, PAGES, 7):
-            host.seek(page * PAGE)
-            host.read(PAGE)
     whole = [(start * PAGE, 32 * PAGE) for start in range(0, PAGES, 32)]
-    compare(ring, begin_reads(ringed, *opened, whole), whole, content)
-    assert mount.core.session.aside > 0
+    for _ in attempts(ringed):
+        with open(mount.root / "f", "rb", buffering=0) as host:
+            os.posix_fadvise(host.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for page in range(0, PAGES, 7):
+                host.seek(page * PAGE)
+                host.read(PAGE)
+        compare(ring, begin_reads(ringed, *opened, whole), whole, content)
 
 
 @pytest.fixture
@@ -117,7 +131,8 @@ def test_a_kernel_that_ends_files_early(
     """It says that a file ends where its page cache does, when it is asked not to wait (preadv2(2))."""
     mount, ring, _ = ringed
     content, *opened = file
-    compare(ring, begin_reads(ringed, *opened, places()), places(), content)
+    for _ in attempts(ringed) if asked else [None]:
+        compare(ring, begin_reads(ringed, *opened, places()), places(), content)
     assert (mount.core.session.aside > 0) == asked
 
 
@@ -149,11 +164,11 @@ def slow_read(ringed: Ringed, file: tuple[bytes, Any, Any], place: tuple[int, in
 
 
 def test_more_reads_than_the_io_uring_has_room_for(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
-    mount, ring, _ = ringed
+    _, ring, _ = ringed
     content, *opened = file
     many = [(page * PAGE, PAGE) for page in random.Random(2).choices(range(PAGES), k=400)]
-    compare(ring, begin_reads(ringed, *opened, many), many, content)
-    assert mount.core.session.aside > 0
+    for _ in attempts(ringed):
+        compare(ring, begin_reads(ringed, *opened, many), many, content)
 
 
 def test_a_slow_read_holds_no_other_up(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
@@ -186,7 +201,7 @@ def test_a_mount_that_ends_while_a_read_is_under_way(ringed: Ringed, file: tuple
 
 
 def test_a_kernel_without_io_uring(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
-    mount, ring, _ = ringed
+    _, ring, _ = ringed
     content, *opened = file
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -197,12 +212,12 @@ def test_a_kernel_without_io_uring(ringed: Ringed, file: tuple[bytes, Any, Any])
     os.close(blocked.pop())
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
     try:
-        compare(ring, begin_reads(ringed, *opened, places()), places(), content)
+        for _ in attempts(ringed):
+            compare(ring, begin_reads(ringed, *opened, places()), places(), content)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in blocked:
             os.close(fd)
-    assert mount.core.session.aside > 0
 
 
 @pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC, os.O_DIRECT])

@@ -1,10 +1,12 @@
 """How long requests take that don't block, beside one that does: reads from the page cache, and an fsync."""
 
+import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -21,6 +23,8 @@ from tests.frontend import MIB
 #: Lanes that read.
 READERS = 7
 READ = WORKLOADS["read-4k"]
+#: The first daemon's reads, when it is not asked for the fsyncs: what the host itself takes from it.
+HOST = "{}, fsyncs by the host"
 
 
 class Stall(NamedTuple):
@@ -52,6 +56,36 @@ def measure(guest: Guest, seconds: float, beside: bool) -> Stall:
     return Stall(run.units / run.seconds, run.latency(50), run.latency(99), fsyncs / run.seconds)
 
 
+def _write(path: Path, syncs: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+    fd, data = os.open(path, os.O_WRONLY | os.O_CREAT), bytes(MIB)
+    while True:
+        os.pwrite(fd, data, 0)
+        os.fsync(fd)
+        syncs.value += 1
+
+
+@contextmanager
+def host_writes(path: Path, cpus: Sequence[int]) -> Iterator["multiprocessing.sharedctypes.Synchronized[int]"]:
+    """A process of the host does what the last lane would have a daemon do; gives how many fsyncs it has done."""
+    fork = multiprocessing.get_context("fork")
+    syncs = fork.Value("Q", 0)
+    writer = fork.Process(target=_write, args=(path, syncs), daemon=True)
+    writer.start()
+    os.sched_setaffinity(writer.pid or 0, cpus)
+    try:
+        yield syncs
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def measure_host(guest: Guest, seconds: float, path: Path, cpus: Sequence[int]) -> Stall:
+    with host_writes(path, cpus) as syncs:
+        begun = time.monotonic()
+        run = measure(guest, seconds, beside=False)
+        return run._replace(fsyncs=syncs.value / (time.monotonic() - begun))
+
+
 def measure_all(plan: Plan, stalls: Stalls) -> None:
     """Adds to `stalls` round by round; the driver has a core to itself."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -69,6 +103,9 @@ def measure_all(plan: Plan, stalls: Stalls) -> None:
                 pin(guest.daemon, "two", cpus)
                 without, beside = (measure(guest, plan.seconds, each) for each in (False, True))
                 stalls.setdefault(guest.daemon.name, []).append((without, beside))
+                if guest is guests[0]:
+                    host = measure_host(guest, plan.seconds, Path(directory, "host"), cpus[1:])
+                    stalls.setdefault(HOST.format(guest.daemon.name), []).append((without, host))
 
 
 def _median(rounds: Sequence[Stall]) -> Stall:

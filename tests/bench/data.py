@@ -65,6 +65,8 @@ class Workload(NamedTuple):
     cold: Callable[[Path], None] | None = None
     #: It is not measured with more requests in flight.
     depth: int = 32
+    #: It makes inodes.
+    makes: bool = False
 
 
 def read_step(nodeid: int, fh: int, size: int, **more: Any) -> Step:

@@ -72,6 +72,8 @@ class Work(NamedTuple):
     prepare: Callable[[Path], None]
     #: A script; it leaves all as it was.
     script: str
+    #: It makes inodes.
+    makes: bool = True
 
 
 # What is done.
@@ -117,10 +119,10 @@ SQL = "create table t(a integer primary key, b text); " + "".join(
     f"insert into t(b) values ('{number:0100}'); " for number in range(12)
 )
 WORKS = {
-    "git": Work("git status", _repository, "git -c safe.directory='*' status --porcelain"),
+    "git": Work("git status", _repository, "git -c safe.directory='*' status --porcelain", makes=False),
     "untar": Work("untar, rm -r", _archive, "tar xf tree.tar; rm -r tree"),
     "find": Work("find, each file looked at", lambda share: _tree(share, 25, 10),
-                 "find . -type f -size +1k >/dev/null"),
+                 "find . -type f -size +1k >/dev/null", makes=False),
     "packages": Work("small files copied, moved, removed", lambda share: _tree(share, 12, 8),
                      "mkdir staging; for each in package-*; do cp -r $each staging/.$each-new; "
                      "mv staging/.$each-new staging/$each; done; ls -lR staging >/dev/null; rm -r staging"),

@@ -219,7 +219,8 @@ def _recorded(name: str) -> Workload:
         found = [file._replace(mode=0) for file in recorded.manifest(place.path / name)]
         assert found == [file._replace(mode=0) for file in macro(name).files]
 
-    return Workload(recorded.WORKS[name].title, lane, "", finished=finished, depth=8)
+    made = recorded.WORKS[name].makes
+    return Workload(recorded.WORKS[name].title, lane, "", finished=finished, depth=8, makes=made)
 
 
 WORKLOADS = {
@@ -230,13 +231,15 @@ WORKLOADS = {
     "readlink": Workload("readlink", readlink, "readlink"),
     "open": Workload("open + release", open_release, "open"),
     "opendir": Workload("opendir + releasedir", opendir_releasedir, "opendir"),
-    "create": Workload("create, write 4K, flush, release, unlink", create_cycle, "create", check=create_check),
+    "create": Workload(
+        "create, write 4K, flush, release, unlink", create_cycle, "create", check=create_check, makes=True
+    ),
     "readdirplus": Workload("readdirplus, per entry", readdirplus, "readdirplus"),
     "rename": Workload("rename", rename, "rename", check=rename_check),
     "chmod": Workload("chmod", chmod, "chmod", check=chmod_check),
     "utimens": Workload("utimens", utimens, "utimens", check=utimens_check),
-    "mkdir": Workload("mkdir + rmdir", mkdir_rmdir, "mkdir", check=mkdir_check),
-    "symlink": Workload("symlink + unlink", symlink_unlink, "symlink", check=symlink_check),
+    "mkdir": Workload("mkdir + rmdir", mkdir_rmdir, "mkdir", check=mkdir_check, makes=True),
+    "symlink": Workload("symlink + unlink", symlink_unlink, "symlink", check=symlink_check, makes=True),
     "link": Workload("link + unlink", link_unlink, "link", check=link_check),
     "read-4k": data.read("read 4K", PAGE),
     "read-64k": data.read("read 64K", 64 * KIB),

@@ -16,6 +16,7 @@ import pytest
 from vfsd.guest import GuestError, cache, kernel, modules
 from vfsd.guest.channel import Stream, script
 from vfsd.guest.initramfs import Archive
+from vfsd.guest.machine import TCG_WORDS, Settings, arguments
 from vfsd.guest.options import environment_of, parser, shares_of
 from vfsd.guest.progress import Progress
 
@@ -101,6 +102,16 @@ def test_cache_makes_once_and_forgets_the_oldest(tmp_path: Path, monkeypatch: py
         cache.stored("kind", f"key {number}", lambda: b"")
     assert not first.exists()
     assert len(list((tmp_path / "vfsd").iterdir())) == cache.KEPT
+
+
+@pytest.mark.parametrize(("accelerator", "spared"), [("tcg", True), ("kvm", False)])
+def test_what_the_kernel_is_told(accelerator: str, spared: bool) -> None:
+    """What TCG is spared a processor is not, and an argument of the user's comes last, which is the one that counts."""
+    settings = Settings(kernel_args=["mitigations=auto"])
+    words = arguments(settings, accelerator, Path("kernel"), Path("initramfs"), Path("console"), [], {}, True)
+    told = words[words.index("-append") + 1].split()
+    assert told[-1] == "mitigations=auto"
+    assert [word in told for word in TCG_WORDS] == [spared] * 3
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 1000])

@@ -21,6 +21,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: Seconds: long enough for a loaded machine, short enough that a hang is reported.
 PATIENCE = 20.0
 
+#: vfsd that takes a twentieth of a second for silence of the front-end, after which it forks the next worker, and not a
+#: second: for tests that wait for that again and again.
+FORESIGHTED = """
+import sys, vfsd.supervisor, vfsd.__main__
+vfsd.supervisor.SILENCE = 0.05
+sys.exit(vfsd.__main__.main())
+"""
+
 
 def until(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
     """Asks again and again until the answer is true; TimeoutError."""

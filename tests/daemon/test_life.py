@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import REPOSITORY, Daemon, guest, settled_files, until
+from tests.daemon.daemon import FORESIGHTED, REPOSITORY, Daemon, guest, settled_files, until
 from tests.frontend import FrontEnd
 from tests.fuseclient import ROOT, FuseClient
 from vhost.message import ProtocolFeature
@@ -140,7 +140,8 @@ def test_an_inherited_socket_stays_its_owner_s(share: Path, tmp_path: Path) -> N
             assert process.wait(20) == 0
 
 
-def test_a_guest_that_is_reset_leaves_nothing(daemon: Daemon) -> None:
+def test_a_guest_that_is_reset_leaves_nothing(start: Callable[..., Daemon]) -> None:
+    daemon = start("--sandbox=none", program=["-c", FORESIGHTED])
     with guest(daemon) as (frontend, client):
         # No DESTROY, and QEMU before 8.1 sends no RESET_DEVICE either.
         frontend.protocol_features &= ~ProtocolFeature.RESET_DEVICE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, guest, kinds, open_files, settled_files, until
+from tests.daemon.daemon import FORESIGHTED, Daemon, guest, kinds, open_files, settled_files, until
 from tests.driver import NEXT, Buffer
 from tests.frontend import MIB, FrontEnd
 from tests.fuseclient import HEADER, ROOT, FuseClient, pack
@@ -118,7 +118,7 @@ def test_thousands_of_descriptors(daemon: Daemon, share: Path) -> None:
 
 
 def test_front_ends_and_mounts_leak_no_descriptor(start: Callable[..., Daemon]) -> None:
-    daemon = start("--sandbox=none", "--keep-listening")
+    daemon = start("--sandbox=none", "--keep-listening", program=["-c", FORESIGHTED])
     daemon.logged("Waiting")
     until(lambda: len(open_files(daemon.control)) > 5)
     counts = set()

@@ -36,10 +36,10 @@ def executable(place: Path, code: str) -> Path:
 
 def build(place: Path, version: str, change: Callable[[Path], None] = lambda tree: None) -> Path:
     """Another build of this tree, in a directory of its own and with another version; its executable. `change` is
-    called with the tree."""
+    called with the tree. What is compiled of it already goes with it."""
     tree = place / version
     for package in ("vfsd", "vhost", "dax"):
-        shutil.copytree(REPOSITORY / package, tree / package, ignore=shutil.ignore_patterns("__pycache__", "*.c"))
+        shutil.copytree(REPOSITORY / package, tree / package, ignore=shutil.ignore_patterns("*.c"))
     replace(tree / "vfsd/information.py", 'VERSION = "', f'VERSION = "{version}-')
     change(tree)
     return executable(place / f"vfsd-{version}", RUN.format(tree=str(tree)))

@@ -1,4 +1,4 @@
-"""git on the share: a repository of 2,000 files is cloned, checked out, and checked."""
+"""git on the share: a repository of 1,000 files is cloned, checked out, and checked."""
 
 import random
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .conftest import Place
 
-FILES = 2000
+FILES = 1000
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
 
 

@@ -70,9 +70,11 @@ bool later_serve(struct core *core, struct virtq_chain *chain, int how)
 		list->last = chain;
 		list->count++;
 		fetch_add(&core->config.session->aside, 1);
-		pthread_cond_signal(&later->more);
 	}
 	pthread_mutex_unlock(&later->lock);
+	/* Not before: whoever wakes wants the lock. */
+	if (possible)
+		pthread_cond_signal(&later->more);
 	return possible;
 }
 

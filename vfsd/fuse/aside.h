@@ -36,7 +36,7 @@ struct reader {
 	int wake;    /* eventfd that it listens to */
 	bool asleep; /* it does not look at `given` unless it is woken */
 	bool ended;
-	uint32_t usual; /* what a READ that waits takes lately, nanoseconds; 0: not known. Not locked: any of late will do */
+	uint32_t usual; /* of READs that wait: usual.h */
 };
 
 /* serve.c. Serves a chain on a thread that may wait, and completes it. */

@@ -8,8 +8,7 @@
  */
 #include "internal.h"
 
-#include "barrier.h"
-#include "clock.h"
+#include "usual.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -113,19 +112,12 @@ bool reader_read(struct core *core, const struct fuse_request *request, int fd, 
 
 bool reader_is_quick(const struct core *core)
 {
-	uint32_t usual = read_once(&core->reader.usual);
-
-	return usual && usual < QUICK;
+	return usually_within(&core->reader.usual, QUICK);
 }
 
 void reader_learn(struct core *core, uint64_t begun)
 {
-	uint64_t last = clock_ns() - begun;
-	uint32_t usual = read_once(&core->reader.usual);
-
-	if (last > UINT32_MAX / 2)
-		last = UINT32_MAX / 2;
-	write_once(&core->reader.usual, usual ? usual / 2 + (uint32_t)last / 2 + 1 : (uint32_t)last + 1);
+	usual_learn(&core->reader.usual, begun, UINT32_MAX / 2);
 }
 
 static struct io_uring_sqe *next_sqe(struct io_uring *ring)

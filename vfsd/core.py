@@ -72,8 +72,8 @@ class Modification:
 
     __slots__ = ("_arguments", "_core", "_priv")
 
-    def __init__(self, core: Any, memo: Any, *arguments: int) -> None:
-        self._core, self._arguments, self._priv = core, arguments, ffi.new(_PRIV, {"memo": memo})
+    def __init__(self, core: Any, *arguments: int) -> None:
+        self._core, self._arguments, self._priv = core, arguments, ffi.new(_PRIV)
 
     def __enter__(self) -> None:
         check(lib.priv_begin(self._core, *self._arguments, self._priv))
@@ -219,10 +219,10 @@ class Core:
         """The descriptor of an open file or directory. Entering raises EBADF."""
         return Pin(lib.handle_get, lib.handle_put, self.pointer, fh)
 
-    def modifying(self, fd: int, kill: int, uid: int, gid: int, memo: Any = ffi.NULL) -> Modification:
-        """Around one modification of the file behind `fd`, by the guest's uid:gid, for the request with this memo.
+    def modifying(self, fd: int, kill: int, uid: int, gid: int) -> Modification:
+        """Around one modification of the file behind `fd`, by the guest's uid:gid.
         `kill` is PRIV_*. Entering raises OSError when the file must not be modified."""
-        return Modification(self.pointer, memo, fd, kill, uid, gid)
+        return Modification(self.pointer, fd, kill, uid, gid)
 
     def open(self, nodeid: int, flags: int) -> int:
         """A new descriptor of an inode, the caller's to close. Flags are made safe as OPEN does."""

@@ -41,6 +41,10 @@ ARGUMENTS = {
     "RELEASEDIR": ("fuse_release_in", 0),
     "CREATE": ("fuse_create_in", 1),
     "BATCH_FORGET": ("fuse_batch_forget_in", 0),
+    "FALLOCATE": ("fuse_fallocate_in", 0),
+    "LSEEK": ("fuse_lseek_in", 0),
+    "COPY_FILE_RANGE": ("fuse_copy_file_range_in", 0),
+    "COPY_FILE_RANGE_64": ("fuse_copy_file_range_in", 0),
 }
 #: Bytes of a name that are shown.
 SHOWN = 255

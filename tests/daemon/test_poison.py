@@ -105,8 +105,9 @@ def number(text: bytes) -> int:
     return int.from_bytes(text, "little")
 
 
-def fallocate(frontend: FrontEnd, nodeid: int, fh: int, offset: int) -> Sent:
-    return send(frontend, lambda aside: aside.fallocate(nodeid, fh, offset, 1))
+def syncfs(frontend: FrontEnd, padding: int = 0) -> Sent:
+    arguments = pack("fuse_syncfs_in", padding=padding)
+    return send(frontend, lambda aside: aside.call(lib.FUSE_SYNCFS, ROOT, arguments, room=0))
 
 
 @pytest.mark.parametrize("sign", ["@", "#"])
@@ -122,11 +123,11 @@ def test_those_beside_a_poison_are_answered(poisoned: Start, share: Path, queues
             name = b"@sleep%d" % each
             innocent.append(send(frontend, lambda aside, name=name: aside.mkdir(ROOT, name), 1 + each % (queues - 1)))
         for _ in range(10):
-            innocent.append(fallocate(frontend, nodeid, fh, 0))
+            innocent.append(syncfs(frontend))
         innocent.append(send(frontend, lambda aside: aside.read(nodeid, fh, 100)))
         poisons = [
             send(frontend, lambda aside: aside.removexattr(nodeid, f"{sign}SIGSEGV".encode()), queues - 1),
-            fallocate(frontend, nodeid, fh, number(f"{sign}SIGABRT".encode())),
+            syncfs(frontend, number(f"{sign}SIGABRT".encode())),
         ]
         for _ in range(5):
             innocent.append(send(frontend, lambda aside: aside.getattr(ROOT)))
@@ -135,7 +136,7 @@ def test_those_beside_a_poison_are_answered(poisoned: Start, share: Path, queues
         client.getattr(ROOT)
     assert daemon.log.count(REFUSED) == 2
     assert f"{REFUSED}REMOVEXATTR '{sign}SIGSEGV'" in daemon.log
-    assert f"{REFUSED}FALLOCATE fh={fh:#x} offset={number(f'{sign}SIGABRT'.encode()):#x}" in daemon.log
+    assert f"{REFUSED}SYNCFS (nodeid 0x1, uid " in daemon.log
     assert sorted(os.listdir(share)) == sorted(["hello", *(f"@sleep{number}" for number in range(10))])
 
 

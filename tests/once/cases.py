@@ -168,6 +168,16 @@ def copy(offset: int, target: str, to_offset: int, length: int, long: bool = Fal
     )
 
 
+def quickly(request: Callable[[Place], Any]) -> Step:
+    """So often that the next one is taken for one that the ring need not be spared."""
+
+    def often(at: Place) -> None:
+        for _ in range(12):
+            request(at)
+
+    return often
+
+
 def fallocate(mode: int) -> Callable[[Place], Any]:
     return lambda at: at.client.fallocate(at.node["f"], at.fh["f"], 5, 100, mode)
 
@@ -188,6 +198,7 @@ A_LOCKED_FILE = (*A_FILE, locked())
 OLD = file("old", b"old")
 TWO = (OLD, file("new", b"and new"))
 SET_ID = file("f", TEN, 0o6777)
+ONTO_SET_ID = (*A_FILE, file("g", b"abc", 0o6777), opened("g"))
 
 #: By opcode, and what is particular.
 CASES = {
@@ -297,7 +308,14 @@ CASES = {
     "COPY_FILE_RANGE, behind its source": Case(A_FILE, copy(0, "f", 10, 100)),
     "COPY_FILE_RANGE, overlapping": Case(A_FILE, copy(0, "f", 4, 8)),
     "COPY_FILE_RANGE_64, beyond its source": Case(A_FILE, copy(0, "f", 15, 18, long=True)),
+    "COPY_FILE_RANGE, quick": Case((*A_FILE, quickly(copy(0, "f", 20, 10))), copy(0, "f", 30, 10)),
+    "COPY_FILE_RANGE, long": Case(
+        (file("f", LONG), opened("f"), file("g"), opened("g")), copy(1, "g", 1, len(LONG), long=True)
+    ),
+    "COPY_FILE_RANGE, set-id, user": Case((*ONTO_SET_ID, as_user), copy(0, "g", 1, 10)),
     "FALLOCATE": Case(A_FILE, fallocate(0)),
+    "FALLOCATE, quick": Case((*A_FILE, quickly(fallocate(ZERO_RANGE))), fallocate(0)),
+    "FALLOCATE, set-id, user": Case((SET_ID, opened("f"), as_user), fallocate(0)),
     "FALLOCATE, PUNCH_HOLE": Case(A_FILE, fallocate(KEEP_SIZE | PUNCH_HOLE)),
     "FALLOCATE, ZERO_RANGE": Case(A_FILE, fallocate(ZERO_RANGE)),
     "FALLOCATE, INSERT_RANGE": Case(A_FILE, fallocate(INSERT_RANGE)),
@@ -314,4 +332,5 @@ CASES = {
     "GETATTR": Case((file("f", TEN), known("f")), lambda at: at.client.getattr(at.node["f"])),
     "GETXATTR": Case((file("f"), attribute("f"), known("f")), lambda at: at.client.getxattr(at.node["f"], b"user.a")),
     "READ": Case(A_FILE, lambda at: at.client.read(at.node["f"], at.fh["f"], 5, 3)),
+    "LSEEK": Case(A_FILE, lambda at: at.client.lseek(at.node["f"], at.fh["f"], 3, os.SEEK_HOLE)),
 }

@@ -263,6 +263,58 @@ def test_what_is_under_way_is_finished(ringed: Ringed, file: tuple[bytes, Any, A
         assert used.data[REPLY_HEADER:] == content[offset : offset + size]
 
 
+@pytest.fixture
+def copied(ringed: Ringed, file: tuple[bytes, Any, Any]) -> tuple[Any, ...]:
+    """What a copy of that file takes: nodeid and fh of both."""
+    _, _, client = ringed
+    _, entry, opened = file
+    target, to = client.create(ROOT, b"g")
+    return entry.nodeid, opened.fh, target.nodeid, to.fh
+
+
+def begin_copy(ring: Ring, nodeid: int, fh: int, target: int, to: int, size: int) -> int:
+    """The head of a copy from start to start."""
+    arguments = pack("fuse_copy_file_range_in", fh_in=fh, nodeid_out=target, fh_out=to, len=size)
+    head = asking(ring).exchange(lib.FUSE_COPY_FILE_RANGE, nodeid, arguments, REPLY_HEADER + 8)
+    ring.driver.kick()
+    return head  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("size", [9 * PAGE, 200 * PAGE])
+def test_a_slow_copy_holds_no_other_up(
+    ringed: Ringed, file: tuple[bytes, Any, Any], copied: tuple[Any, ...], size: int
+) -> None:
+    """Whether it is for its length, or since nobody knows yet how long short ones take here."""
+    mount, ring, client = ringed
+    # For the thread that will do it.
+    assert client.copy_file_range(*copied[:2], 0, *copied[2:], 0, PAGES * PAGE) == len(file[0])
+    cool(mount.root / "f")
+    with stalled(mount.root / "f") as stall:
+        lent = [thread for thread in threading.enumerate() if thread.name.startswith("lent")]
+        threads = [thread.native_id or 0 for thread in (*lent, *ring.threads)]
+        for thread in threads:
+            stall(thread, True)
+        before, aside = bytes_read(), mount.core.session.aside
+        head = begin_copy(ring, *copied, size)
+        wait_for(lambda: bytes_read() > before and mount.core.session.aside > aside)
+        assert client.getattr(ROOT).attr.ino
+        assert ring.driver.poll() == []
+        for thread in threads:
+            stall(thread, False)
+    data = ring.driver.wait(head).data
+    assert (unpack("fuse_out_header", data).error, unpack("fuse_write_out", data[REPLY_HEADER:]).size) == (0, size)
+    assert (mount.root / "g").read_bytes() == file[0]
+
+
+def test_what_is_long_is_done_aside(ringed: Ringed, copied: tuple[Any, ...]) -> None:
+    mount, _, client = ringed
+    for number, size in enumerate((128 << 10, PAGES * PAGE, 1 << 40)):
+        assert client.copy_file_range(*copied[:2], 0, *copied[2:], 0, size, long=number == 1) > 0
+        client.fallocate(*copied[2:], 0, (number + 1) << 20)
+        assert mount.core.session.aside == 2 * (number + 1)
+    assert (mount.root / "g").stat().st_size == 3 << 20
+
+
 def test_long_writes_do_not_hold_up_others(ringed: Ringed) -> None:
     mount, ring, client = ringed
     entry, opened = client.create(ROOT, b"long", flags=os.O_RDWR)

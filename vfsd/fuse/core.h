@@ -133,7 +133,6 @@ uint64_t core_descriptors(const struct core_config *config, int32_t *fds, uint64
 /* Whether the share's file system can be served by file handles: 0, or -errno, and whether it has any. */
 int sys_check_file_handles(int root_fd, int proc_fd, int *encodes);
 /* System calls Python's os module lacks; 0 or a length, or -errno. */
-int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 int sys_syncfs(int fd);
 int sys_statx(int fd, uint32_t flags, uint32_t mask, struct wire_statx *out);
 

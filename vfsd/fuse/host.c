@@ -149,11 +149,6 @@ int link_fd(const struct core *core, int fd, int dir_fd, const char *name)
 	return linkat(core->config.proc_fd, fd_name(fd, &room), dir_fd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 }
 
-int sys_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
-{
-	return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
-}
-
 int sys_syncfs(int fd)
 {
 	return syncfs(fd) < 0 ? -errno : 0;

@@ -79,6 +79,8 @@ struct core {
 	struct core_config config;
 	struct later later;
 	struct reader reader;
+	uint32_t usual_copy;      /* usual.h; of short ones */
+	uint32_t usual_fallocate;
 	struct slots inodes;
 	struct slots handles;
 	struct slots locks;

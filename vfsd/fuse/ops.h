@@ -25,6 +25,10 @@ int64_t op_write(struct core *core, struct fuse_request *request);
 int64_t op_flush(struct core *core, struct fuse_request *request);
 int64_t op_release(struct core *core, struct fuse_request *request);
 int64_t op_fsync(struct core *core, struct fuse_request *request); /* FSYNCDIR too */
+int64_t op_fallocate(struct core *core, struct fuse_request *request);
+int64_t op_lseek(struct core *core, struct fuse_request *request);
+int64_t op_copy_file_range(struct core *core, struct fuse_request *request);
+int64_t op_copy_file_range_64(struct core *core, struct fuse_request *request);
 int64_t op_statfs(struct core *core, struct fuse_request *request);
 int64_t op_opendir(struct core *core, struct fuse_request *request);
 int64_t op_readdir(struct core *core, struct fuse_request *request);

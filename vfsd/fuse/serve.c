@@ -85,11 +85,11 @@ static const struct row rows[] = {
 	ROW(IOCTL,           ARG(ioctl),           OUT(ioctl),        0, 0, 0,                    NULL),
 	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
 	ROW(BATCH_FORGET,    ARG(batch_forget),    0,                 0, 0, NO_REPLY,             op_batch_forget),
-	ROW(FALLOCATE,       ARG(fallocate),       0,                 0, 0, MODIFIES,             NULL),
+	ROW(FALLOCATE,       ARG(fallocate),       0,                 0, 0, MODIFIES,             op_fallocate),
 	ROW(READDIRPLUS,     ARG(read),            0,                 0, 0, 0,                    op_readdirplus),
 	ROW(RENAME2,         ARG(rename2),         0,                 2, 0, MODIFIES,             op_rename2),
-	ROW(LSEEK,           ARG(lseek),           OUT(lseek),        0, 0, 0,                    NULL),
-	ROW(COPY_FILE_RANGE, ARG(copy_file_range), OUT(write),        0, 0, MODIFIES,             NULL),
+	ROW(LSEEK,           ARG(lseek),           OUT(lseek),        0, 0, 0,                    op_lseek),
+	ROW(COPY_FILE_RANGE, ARG(copy_file_range), OUT(write),        0, 0, MODIFIES,             op_copy_file_range),
 	ROW(SETUPMAPPING,    ARG(setupmapping),    0,                 0, 0, MODIFIES,             NULL),
 	ROW(REMOVEMAPPING,   ARG(removemapping),   0,                 0, 0, 0,                    NULL),
 	ROW(SYNCFS,          ARG(syncfs),          0,                 0, 0, 0,                    NULL),
@@ -98,7 +98,7 @@ static const struct row rows[] = {
 	/* Too new for the system's header (newer.h). */
 	[OP_STATX] = {"STATX", sizeof(struct wire_statx_in), 0, 0, 0, 0, NULL},
 	[OP_COPY_FILE_RANGE_64] = {"COPY_FILE_RANGE_64", ARG(copy_file_range),
-				   sizeof(struct wire_copy_file_range_out), 0, 0, MODIFIES, NULL},
+				   sizeof(struct wire_copy_file_range_out), 0, 0, MODIFIES, op_copy_file_range_64},
 };
 
 _Static_assert(sizeof(rows) / sizeof(rows[0]) <= sizeof(((struct core_session *)0)->served) / sizeof(uint64_t),

@@ -1,6 +1,7 @@
 /* The lanes of driver.h, which has the rules. */
 #include "driver.h"
 
+#include <errno.h>
 #include <linux/fuse.h>
 #include <string.h>
 #include <time.h>
@@ -33,27 +34,49 @@ static struct driver_queue *queue_of(const struct driver_run *run, uint32_t lane
 
 static int reap_hiprio(struct driver_run *run)
 {
-	uint32_t lane = 0, len = 0;
+	uint32_t place = 0, len = 0;
 	int taken;
 
-	while ((taken = ring_take(run->hiprio, &lane, &len)) > 0)
-		run->lanes[lane].unreplied = 0;
+	while ((taken = ring_take(run->hiprio, &place, &len)) > 0)
+		run->spare[run->spare_count++] = place;
 	/* Linux has its interrupts on there, too. */
 	ring_want_interrupt(run->hiprio, true);
 	return taken < 0 ? failed(run, 0, DRIVER_RING, 0, 0) : 0;
 }
 
-/* Returns when the lane's last request without a reply is used, so that its memory is ours again. */
-static int await_unreplied(struct driver_run *run, const struct driver_lane *lane)
+/* Returns when so many places are ours. */
+static int await_places(struct driver_run *run, uint32_t count)
 {
 	int ret = reap_hiprio(run);
 
-	while (!ret && lane->unreplied) {
+	while (!ret && run->spare_count < count) {
 		ret = ring_wait(run->hiprio, 1, run->spin);
 		if (!ret)
 			ret = reap_hiprio(run);
 	}
 	return ret;
+}
+
+/* Sends a copy, so that the lane may go on. */
+static int send_unreplied(struct driver_run *run, const struct driver_step *step)
+{
+	const struct vring_desc *original = at(run->hiprio, step->table);
+	struct driver_step copy = {.descriptors = 1};
+	struct vring_desc *table;
+	uint32_t place;
+	int ret = await_places(run, 1);
+
+	if (ret)
+		return ret;
+	if (original->len > DRIVER_PLACE - sizeof(*table))
+		return -E2BIG;
+	place = run->spare[--run->spare_count];
+	copy.table = run->places + (uint64_t)place * DRIVER_PLACE;
+	table = at(run->hiprio, copy.table);
+	*table = *original;
+	table->addr = copy.table + sizeof(*table);
+	memcpy(at(run->hiprio, table->addr), at(run->hiprio, original->addr), original->len);
+	return ring_enqueue(run->hiprio, &copy, place);
 }
 
 static void put(const struct driver_run *run, struct driver_lane *lane, const struct driver_patch *patch)
@@ -70,14 +93,7 @@ static int send_step(struct driver_run *run, uint32_t number, const struct drive
 {
 	struct driver_lane *lane = &run->lanes[number];
 	struct fuse_in_header *request = at(run->requests, step->request);
-	int ret;
 
-	if (!step->reply) {
-		ret = await_unreplied(run, lane);
-		if (ret)
-			return ret;
-		lane->unreplied = 1;
-	}
 	lane->unique = request->unique = run->unique += 2;
 	for (const struct driver_patch *patch = step->patches; patch < step->patches + step->patch_count; patch++)
 		put(run, lane, patch);
@@ -85,12 +101,13 @@ static int send_step(struct driver_run *run, uint32_t number, const struct drive
 		memcpy(at(run->requests, step->offset), &lane->offset, sizeof(lane->offset));
 	if (step->data)
 		reply_prepare(run, lane, step);
-	if (step->reply)
-		memset(at(run->requests, step->reply), 0, sizeof(struct fuse_out_header));
+	lane->sent++;
+	if (!step->reply)
+		return send_unreplied(run, step);
+	memset(at(run->requests, step->reply), 0, sizeof(struct fuse_out_header));
 	if (run->latencies)
 		lane->sent_at = now();
-	lane->sent++;
-	return ring_enqueue(step->reply ? queue_of(run, number) : run->hiprio, step, number);
+	return ring_enqueue(queue_of(run, number), step, number);
 }
 
 static bool has_to_stop(const struct driver_run *run, const struct driver_lane *lane)
@@ -159,7 +176,9 @@ static void begin(struct driver_run *run)
 	for (uint32_t i = 0; i < run->queues; i++)
 		ring_open(&run->requests[i]);
 	for (uint32_t i = 0; i < run->depth; i++)
-		run->lanes[i].sent = run->lanes[i].in_flight = run->lanes[i].unreplied = 0;
+		run->lanes[i].sent = run->lanes[i].in_flight = 0;
+	for (run->spare_count = 0; run->spare_count < DRIVER_PLACES; run->spare_count++)
+		run->spare[run->spare_count] = run->spare_count;
 	run->begun = now();
 }
 
@@ -181,7 +200,5 @@ int driver_run(struct driver_run *run)
 	}
 	if (!ret && !run->elapsed)
 		run->elapsed = now() - run->begun;
-	for (uint32_t i = 0; !ret && i < run->depth; i++)
-		ret = await_unreplied(run, &run->lanes[i]);
-	return ret;
+	return ret ? ret : await_places(run, DRIVER_PLACES);
 }

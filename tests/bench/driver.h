@@ -9,6 +9,7 @@
  *         eight bytes of each page, or every byte.
  * Rule 3. Tables, requests and replies lie in guest memory, made beforehand: what it costs a guest to make them is not
  *         measured.
+ * Rule 4. What has no reply, FORGETs, is not waited for: a copy is sent, until there are DRIVER_PLACES of them in flight.
  */
 #ifndef BENCH_DRIVER_H
 #define BENCH_DRIVER_H
@@ -18,6 +19,9 @@
 #define DRIVER_PAGE 4096
 #define DRIVER_MAX_SIZE 1024
 #define DRIVER_LATENCIES 640
+/* For requests without a reply, each with its descriptor; and what one of them takes, in bytes. */
+#define DRIVER_PLACES 128
+#define DRIVER_PLACE 16384
 
 /* What is done to a 64-bit field at a guest address: set before the request is sent; or, of the reply, kept or compared. */
 #define DRIVER_PUT 1
@@ -95,7 +99,6 @@ struct driver_lane {
 	uint32_t entries;    /* seen since the directory's begin */
 	uint32_t sent;       /* requests, in this run */
 	uint32_t in_flight;  /* 1: a reply is awaited */
-	uint32_t unreplied;  /* 1: a request without a reply is not used yet */
 	uint32_t timed;      /* 1: its requests count in `latencies` */
 	uint64_t sent_at;    /* nanoseconds of CLOCK_MONOTONIC, where latencies are kept */
 };
@@ -117,7 +120,7 @@ struct driver_queue {
 	uint16_t free_count;
 	uint16_t free[1024];      /* heads and other descriptors: a stack (DRIVER_MAX_SIZE) */
 	uint16_t taken[1024];     /* by head: descriptors of the ring it takes; 0: not in flight */
-	uint32_t lane[1024];      /* by head */
+	uint32_t lane[1024];      /* by head; or, in the hiprio queue, the place */
 };
 
 struct driver_run {
@@ -132,6 +135,9 @@ struct driver_run {
 	uint64_t nanoseconds;     /* after so long each lane goes to the end of its list and stops, if anything was counted */
 	const char *content;      /* DRIVER_READ: what the file holds, to compare every byte; NULL: the first eight of a page */
 	uint64_t *latencies;      /* of DRIVER_LATENCIES ranges of time (driver_range): replies that took so long; or NULL */
+	uint64_t places;          /* guest address of DRIVER_PLACES times DRIVER_PLACE bytes */
+	uint32_t spare_count;     /* of these places, those that are not in flight, */
+	uint16_t spare[128];      /* the last one first (DRIVER_PLACES) */
 	uint64_t unique;          /* the last one given away; even */
 	uint64_t begun;           /* when it began, nanoseconds of CLOCK_MONOTONIC; 0: not yet */
 	uint32_t busy;            /* lanes that have a request in flight */
@@ -154,7 +160,7 @@ uint64_t driver_next(uint64_t first, uint64_t end, uint64_t offset, uint64_t siz
 /* Where a time in nanoseconds counts: each range is a sixteenth of its lower end wide, or one nanosecond. */
 uint32_t driver_range(uint64_t nanoseconds);
 
-/* 0 when all lanes have stopped; -EBADMSG for a bad reply, -ENOSPC when there are more lanes than the ring has room for
+/* 0 when all lanes have stopped; -EBADMSG for a bad reply, -E2BIG for what no place has room for, -ENOSPC when there are more lanes than the ring has room for
  * (then the rings are not usable any more); -EINTR when a signal came while it waited, or might have come while it span:
  * call again to go on. */
 int driver_run(struct driver_run *run);

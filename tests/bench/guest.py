@@ -130,6 +130,7 @@ class Guest:
         self.max_write = init.max_write
         # Beyond what the client takes for itself.
         area = self.frontend.rings[1].allocator
+        self.places = area.allocate(lib.DRIVER_PLACES * lib.DRIVER_PLACE)
         size = area.free_ranges[-1][1] - area.free_ranges[-1][0] - MIB
         self.layout = Layout(self.frontend.memory, area.allocate(size), size)
         return self
@@ -173,7 +174,7 @@ class Guest:
         latencies = ffi.new("uint64_t[]", lib.DRIVER_LATENCIES) if timed else ffi.NULL
         run.latencies = latencies
         run.begun = run.elapsed = run.units = run.busy = 0
-        run.unique = self.unique
+        run.unique, run.places = self.unique, self.places
         run.hiprio, run.requests, run.queues = self.queues, self.queues + 1, len(self.queues) - 1
         for queue, driver in zip(self.queues, self._drivers(), strict=True):
             queue.index = driver.index

@@ -25,6 +25,8 @@ from vhost.message import Feature, MemoryRegion, ProtocolFeature
 
 log = logging.getLogger("vfsd.device")
 
+#: Has FORGETs (virtio 1.3, section 5.11.2).
+HIPRIO = 0
 #: The hiprio queue, and request queues as many as a front-end may ask for (QEMU: num-request-queues).
 QUEUES = 1 + 64
 

@@ -26,7 +26,7 @@ from vfsd.asking import Asking
 from vfsd.child import settle
 from vfsd.core import Core
 from vfsd.descriptors import leave_room
-from vfsd.device import MEMO_SIZE, FsDevice
+from vfsd.device import HIPRIO, MEMO_SIZE, FsDevice
 from vfsd.door import Pool, close_door, open_door
 from vfsd.parking import Parking, address
 from vfsd.sandbox import Share
@@ -248,7 +248,8 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
     config = vring.config(memory, inflight, spec.backend.features, spec.stop)
     memos = spec.device.memo(vring.index)
     config.memos, config.memo_size = memos, MEMO_SIZE
-    config.threads, config.poll_ns = spec.threads, spec.poll * 1000
+    config.unhurried = vring.index == HIPRIO
+    config.threads, config.poll_ns = spec.threads, 0 if config.unhurried else spec.poll * 1000
     queue = lib.virtq_new(config, error)
     if queue:
         # The queue points to what these own.

@@ -15,7 +15,7 @@
 #include "clock.h"
 #include "queue.h"
 
-/* With no kick eventfd the ring is looked at this often, in milliseconds. */
+/* With no kick eventfd the ring is looked at this often, in milliseconds; and an unhurried one that is in use. */
 #define LOOK_INTERVAL 1
 /* Looks at a watched ring between two looks at the clock: about a microsecond. */
 #define LOOKS 16
@@ -120,12 +120,12 @@ static int watch(struct virtq *queue, uint64_t begin)
 	return ret;
 }
 
-/* Sleeps until the driver kicks. 1: look again; 0: stop; -errno. */
-static int sleep_for_kick(struct virtq *queue)
+/* Sleeps until the driver kicks, milliseconds at most; -1: for good. 1: look again; 0: stop; -errno. */
+static int sleep_for_kick(struct virtq *queue, int most)
 {
 	struct virtq_state *state = queue->config.state;
 	struct epoll_event events[2];
-	int n = epoll_wait(queue->epoll, events, 2, queue->config.kick < 0 ? LOOK_INTERVAL : -1);
+	int n = epoll_wait(queue->epoll, events, 2, most);
 
 	queue->unpolled = 0;
 	if (n < 0)
@@ -140,6 +140,16 @@ static int sleep_for_kick(struct virtq *queue)
 	return 1;
 }
 
+/* Leaves an unhurried ring alone that was served since the last time: what comes meanwhile takes neither a kick nor a
+ * wake-up, of which a guest that removes a tree would have one for each file. As sleep_for_kick. */
+static int rest(struct virtq *queue)
+{
+	if (!queue->config.unhurried || queue->rested == queue->last_avail)
+		return 1;
+	queue->rested = queue->last_avail;
+	return sleep_for_kick(queue, LOOK_INTERVAL);
+}
+
 int virtq_wait(struct virtq *queue)
 {
 	uint64_t begin = queue->polling.limit ? clock_ns() : 0;
@@ -147,13 +157,16 @@ int virtq_wait(struct virtq *queue)
 
 	if (ret)
 		return ret;
+	ret = rest(queue);
+	if (ret <= 0)
+		return ret;
 	want_kick(queue, true);
 	/* Ordered point "sleep?": pairs with the driver's fence between its store of avail.idx and its load of
 	 * avail_event or flags (virtio 1.3, 2.7.13.4). Either it sees that we want a kick, or we see its entry. */
 	full_fence();
 	ret = avail_ready(queue);
 	if (!ret)
-		ret = sleep_for_kick(queue);
+		ret = sleep_for_kick(queue, queue->config.kick < 0 ? LOOK_INTERVAL : -1);
 	if (ret > 0) {
 		want_kick(queue, false);
 		if (queue->polling.limit)

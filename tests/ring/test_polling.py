@@ -1,4 +1,4 @@
-"""Watching a dry ring: the policy as a function of times, and the ring that follows it."""
+"""Watching a dry ring: the policy as a function of times, and the ring that follows it. And leaving one alone."""
 
 import itertools
 import os
@@ -131,3 +131,37 @@ def test_no_ring_is_watched_unless_allowed(ring: Make) -> None:
         r.driver.request([b"%d" % number], [4])
     assert r.stop() == [0]
     assert watched(r) == 0
+
+
+# A ring nobody waits for.
+
+
+def test_an_unhurried_ring_in_use_is_not_kicked(ring: Make) -> None:
+    """It is looked at every millisecond, and the driver has sent the next request by then."""
+    r = ring(event_idx=True)
+    r.config.unhurried = 1
+    r.start()
+
+    def kicks() -> int:
+        before = int(r.state.kicks)
+        for number in range(20):
+            assert r.driver.request([b"%d" % number], [4]) == b"%d" % number
+        return int(r.state.kicks) - before
+
+    wait_for(lambda: kicks() < 10)
+    # Then it sleeps, and is told again.
+    wait_for(lambda: r.driver.avail_event[0] == r.driver.index & 0xFFFF)
+    r.driver.add([b"x"], [4])
+    assert r.driver.kick()
+    wait_for(lambda: r.state.completed == r.driver.index)
+    assert r.stop() == [0]
+
+
+def test_an_unhurried_ring_is_stopped_while_it_is_left_alone(ring: Make) -> None:
+    for _ in range(10):
+        r = ring()
+        r.config.unhurried = 1
+        r.start()
+        r.driver.request([b"x"], [4])
+        assert r.stop() == [0]
+        assert r.state.completed == 1

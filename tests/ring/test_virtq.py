@@ -231,6 +231,8 @@ def test_deferred_from_another_thread_notifies(ring: Make) -> None:
     r.driver.kick()
     assert r.driver.wait(quick).data == b"quick"
     assert r.driver.wait(slow).data == b"slow"
+    # Its reply is there a moment before the other thread is done with the queue.
+    wait_for(lambda: lib.virtq_pending(r.queue) == 0)
 
 
 def test_several_threads_serve_at_once(ring: Make) -> None:

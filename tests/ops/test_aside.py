@@ -6,7 +6,7 @@ import random
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -313,6 +313,24 @@ def test_what_is_long_is_done_aside(ringed: Ringed, copied: tuple[Any, ...]) -> 
         client.fallocate(*copied[2:], 0, (number + 1) << 20)
         assert mount.core.session.aside == 2 * (number + 1)
     assert (mount.root / "g").stat().st_size == 3 << 20
+
+
+def test_what_is_short_and_quick_is_not(ringed: Ringed, copied: tuple[Any, ...]) -> None:
+    """Once it is known to be."""
+    mount, _, client = ringed
+
+    def stays(ask: Callable[[], object]) -> bool:
+        aside = mount.core.session.aside
+        ask()
+        return bool(mount.core.session.aside == aside)
+
+    for ask in (
+        lambda: client.copy_file_range(*copied[:2], 0, *copied[2:], 0, PAGE),
+        lambda: client.fallocate(*copied[2:], 0, PAGE),
+    ):
+        assert not stays(ask)
+        wait_for(lambda ask=ask: stays(ask))  # type: ignore[misc]
+    assert (mount.root / "g").stat().st_size == PAGE
 
 
 def test_long_writes_do_not_hold_up_others(ringed: Ringed) -> None:

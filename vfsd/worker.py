@@ -249,7 +249,7 @@ def _ring(spec: Spec, vring: Vring, memory: Any) -> Ring | None:
     memos = spec.device.memo(vring.index)
     config.memos, config.memo_size = memos, MEMO_SIZE
     config.unhurried = vring.index == HIPRIO
-    config.threads, config.poll_ns = spec.threads, 0 if config.unhurried else spec.poll * 1000
+    config.threads, config.poll_ns = spec.threads, spec.poll * 1000
     queue = lib.virtq_new(config, error)
     if queue:
         # The queue points to what these own.

@@ -91,12 +91,19 @@ static void want_kick(struct virtq *queue, bool want)
 	}
 }
 
+/* Whether the driver waits for what is in the ring. Windows' gives each FORGET room for a reply, and goes on when that is
+ * served; Linux' gives none. */
+static bool in_a_hurry(const struct virtq *queue)
+{
+	return !queue->config.unhurried || queue->awaited;
+}
+
 /* Watches a dry ring as long as that seems worth it: not where the driver needs our core to come. Kicks are not asked for
  * meanwhile, and of `stop` it is soon enough to hear then. 1: there is an entry; 0: there is none yet; -errno. */
 static int watch(struct virtq *queue, uint64_t begin)
 {
 	struct virtq_state *state = queue->config.state;
-	uint32_t span = queue->shared < SHARED ? polling_begin(&queue->polling) : 0;
+	uint32_t span = in_a_hurry(queue) && queue->shared < SHARED ? polling_begin(&queue->polling) : 0;
 	uint64_t now = begin, before;
 	int ret = 0;
 
@@ -144,7 +151,7 @@ static int sleep_for_kick(struct virtq *queue, int most)
  * wake-up, of which a guest that removes a tree would have one for each file. As sleep_for_kick. */
 static int rest(struct virtq *queue)
 {
-	if (!queue->config.unhurried || queue->rested == queue->last_avail)
+	if (in_a_hurry(queue) || queue->rested == queue->last_avail)
 		return 1;
 	queue->rested = queue->last_avail;
 	return sleep_for_kick(queue, LOOK_INTERVAL);

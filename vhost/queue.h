@@ -36,6 +36,7 @@ struct virtq {
 	uint16_t resubmit[VIRTQ_MAX_SIZE]; /* heads a dead worker left in flight, in the order they were taken */
 	uint64_t counter;            /* order of taking, for the in-flight region */
 	uint16_t rested;             /* last_avail when an unhurried ring was last left alone */
+	bool awaited;                /* there were chains with room for a reply, so its driver waits for them */
 	uint32_t unpolled;           /* chains popped since `stop` was last polled */
 	int epoll;                   /* waits for kick, edge-triggered, and for stop */
 	struct polling polling;

@@ -189,6 +189,7 @@ static int virtq_pop(struct virtq *queue, struct virtq_chain **chain)
 	}
 	*chain = &queue->slots[head].chain;
 	(*chain)->replay = replay;
+	queue->awaited |= (*chain)->out_count != 0;
 	if (replay) {
 		queue->resubmit_next++;
 		return 1;

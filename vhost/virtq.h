@@ -108,7 +108,7 @@ struct virtq_config {
 	uint32_t indirect;               /* VIRTIO_RING_F_INDIRECT_DESC was negotiated */
 	uint32_t threads;                /* that run it; 1: the driver may be told of several chains at once. 0: any number */
 	uint32_t poll_ns;                /* how long a dry ring is watched at most, up to POLLING_MAX; 0: not */
-	uint32_t unhurried;              /* nobody waits for what is in it: when it was served it is left alone for a while */
+	uint32_t unhurried;              /* nobody waits for what has no room for a reply: left alone for a while after some */
 	int32_t kick;                    /* eventfds; -1: none (kick: poll; call, err: silent) */
 	int32_t call;
 	int32_t err;

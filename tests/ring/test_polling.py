@@ -136,24 +136,44 @@ def test_no_ring_is_watched_unless_allowed(ring: Make) -> None:
 # A ring nobody waits for.
 
 
+def unhurried(ring: Make, poll_ns: int) -> Ring:
+    r = ring(event_idx=True)
+    r.config.unhurried, r.config.poll_ns = 1, poll_ns
+    r.start(threads=1)
+    return r
+
+
+def kicks(r: Ring, room: list[int]) -> int:
+    """Of twenty requests one after the other: those that it had to be woken for."""
+    before = int(r.state.kicks)
+    for number in range(20):
+        assert r.driver.request([b"%d" % number], room) == (b"%d" % number if room else b"")
+    return int(r.state.kicks) - before
+
+
 def test_an_unhurried_ring_in_use_is_not_kicked(ring: Make) -> None:
     """It is looked at every millisecond, and the driver has sent the next request by then."""
-    r = ring(event_idx=True)
-    r.config.unhurried = 1
-    r.start()
-
-    def kicks() -> int:
-        before = int(r.state.kicks)
-        for number in range(20):
-            assert r.driver.request([b"%d" % number], [4]) == b"%d" % number
-        return int(r.state.kicks) - before
-
-    wait_for(lambda: kicks() < 10)
+    r = unhurried(ring, LIMIT)
+    wait_for(lambda: kicks(r, []) < 10)
     # Then it sleeps, and is told again.
     wait_for(lambda: r.driver.avail_event[0] == r.driver.index & 0xFFFF)
-    r.driver.add([b"x"], [4])
+    r.driver.add([b"x"], [])
     assert r.driver.kick()
     wait_for(lambda: r.state.completed == r.driver.index)
+    assert r.stop() == [0]
+    assert watched(r) == 0
+
+
+def test_a_driver_that_waits_is_not_kept_waiting(ring: Make) -> None:
+    """Windows' sends its FORGETs with room for a reply, and each when the last one was served."""
+    r = unhurried(ring, 0)
+    wait_for(lambda: kicks(r, [4]) > 10)
+    assert r.stop() == [0]
+
+
+def test_a_driver_that_waits_is_watched_for(ring: Make) -> None:
+    r = unhurried(ring, LIMIT)
+    wait_for(lambda: kicks(r, [4]) < 20 and watched(r) > 0)
     assert r.stop() == [0]
 
 
@@ -162,6 +182,6 @@ def test_an_unhurried_ring_is_stopped_while_it_is_left_alone(ring: Make) -> None
         r = ring()
         r.config.unhurried = 1
         r.start()
-        r.driver.request([b"x"], [4])
+        r.driver.request([b"x"], [])
         assert r.stop() == [0]
         assert r.state.completed == 1

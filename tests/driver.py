@@ -27,7 +27,8 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from mmap import mmap
 from typing import NamedTuple
 
@@ -184,6 +185,7 @@ class DriverQueue:
         self.free = list(range(num))
         self.chains: dict[int, Chain] = {}
         self.done: dict[int, tuple[Used, Chain]] = {}  # used, but not handed out: their heads are not reused
+        self.held_back = False
         self.interrupts_on(True)
 
     # What any driver does.
@@ -305,7 +307,18 @@ class DriverQueue:
         earlier one on x86, and `kick` fences for the rest."""
         self.avail[2 + self.index % self.num] = head
         self.index = (self.index + 1) & MAX
-        self.avail[1] = self.index
+        if not self.held_back:
+            self.avail[1] = self.index
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is published inside the device sees at its end, all of it."""
+        self.held_back = True
+        try:
+            yield
+        finally:
+            self.held_back = False
+            self.avail[1] = self.index
 
     def close(self) -> None:
         for view in (self.table, self.avail, self.used, self.used_ring, self.avail_event):

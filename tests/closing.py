@@ -14,6 +14,7 @@ from pathlib import Path
 KINDS = ["failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error"]
 #: Those that it has a plural of.
 PLURALS = KINDS[-2:]
+LINE = re.compile(r"=* ?(no tests ran|\d+ [a-z]+(?:, \d+ [a-z]+)*) in ([0-9.]+)s( \([^)]*\))? ?=*")
 
 
 def closing(lines: Sequence[str]) -> str:
@@ -21,7 +22,7 @@ def closing(lines: Sequence[str]) -> str:
     counts: Counter[str] = Counter()
     seconds = 0.0
     for line in lines:
-        found = re.fullmatch(r"=* ?(.*) in ([0-9.]+)s( \([^)]*\))? ?=*", line)
+        found = LINE.fullmatch(line)
         if not found:
             raise ValueError(f"no closing line of pytest: {line}")
         for part in found[1].split(", "):
@@ -37,5 +38,12 @@ def closing(lines: Sequence[str]) -> str:
     return f" {text} in {seconds:.2f}s ({timedelta(seconds=int(seconds))}) ".center(80, "=")
 
 
+def last(text: str) -> str:
+    """The closing line of what a run has printed, or the last line when there is none. Others may have words after it:
+    what tests have started, and Python as it ends."""
+    lines = text.rstrip("\n").split("\n")
+    return next((line for line in reversed(lines) if LINE.fullmatch(line)), lines[-1])
+
+
 if __name__ == "__main__":
-    print(closing([Path(name).read_text().rstrip("\n").rpartition("\n")[2] for name in sys.argv[1:]]))
+    print(closing([last(Path(name).read_text()) for name in sys.argv[1:]]))

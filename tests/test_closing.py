@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.closing import closing
+from tests.closing import closing, last
 
 TESTS = """
 import pytest
@@ -28,6 +28,12 @@ def test_two_runs_are_told_as_one() -> None:
 def test_a_run_without_an_end() -> None:
     with pytest.raises(ValueError, match=r"tests/test_x\.py"):
         closing(["=== 1 passed in 0.01s ===", "tests/test_x.py ......"])
+
+
+def test_a_run_has_its_line_whatever_is_said_after_it() -> None:
+    line = "=== 2 passed, 1 warning in 9.10s ==="
+    assert last(f"started in 3s\n{line}\na guest in 1s\nException ignored in: <x>\n") == line
+    assert last("tests/test_x.py ...\ntests/test_y.py ..") == "tests/test_y.py .."
 
 
 def test_it_is_what_pytest_prints(tmp_path: Path) -> None:

@@ -285,6 +285,8 @@ bool once_due(uint32_t opcode);
 int64_t once_begin(struct core *core, struct fuse_request *request);
 /* Then, with its directory pinned: looks at `name`, the first it brings, and whether it was made already. 0 or -errno. */
 int once_look(struct core *core, struct fuse_request *request, const char *name);
+/* Keeps what an op has seen before it did anything: where it is served again it finds that, and has_fact. */
+void once_fact(struct memo *memo, int64_t fact);
 /* After it was served, or put off. */
 void once_end(const struct fuse_request *request, int64_t result);
 /* After one was served that had been put off. */

@@ -137,6 +137,14 @@ struct memo *once_memo(struct core *core, struct fuse_request *request)
 	return memo;
 }
 
+void once_fact(struct memo *memo, int64_t fact)
+{
+	memo->fact = fact;
+	ordered();
+	memo->has_fact = 1;
+	ordered();
+}
+
 static void name_of(int dir_fd, const char *name, struct memo_name *to)
 {
 	struct inode_key key = {0};

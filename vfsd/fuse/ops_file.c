@@ -199,12 +199,8 @@ static int open_forbidden(struct core *core, struct memo *memo, int fd, uint32_t
 	struct stat stat;
 	int opened;
 
-	if (!memo->has_fact) {
-		if (fstat(fd, &stat) == 0)
-			memo->fact = stat.st_mode & 07777;
-		ordered();
-		memo->has_fact = 1;
-	}
+	if (!memo->has_fact)
+		once_fact(memo, fstat(fd, &stat) == 0 ? (int64_t)(stat.st_mode & 07777) : memo->fact);
 	set_mode(core, fd, memo->fact | S_IRUSR | S_IWUSR);
 	opened = reopen_surely(core, fd, flags);
 	set_mode(core, fd, memo->fact);

@@ -205,12 +205,8 @@ static int64_t appended(struct core *core, int fd, const struct transfer *what, 
 
 	if (fstat(fd, &stat) < 0)
 		return -errno;
-	if (!memo->has_fact) {
-		memo->fact = stat.st_size;
-		ordered();
-		memo->has_fact = 1;
-		ordered();
-	}
+	if (!memo->has_fact)
+		once_fact(memo, stat.st_size);
 	if (stat.st_size <= memo->fact)
 		return 0;
 	size = stat.st_size - memo->fact;

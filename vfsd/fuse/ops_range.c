@@ -130,12 +130,8 @@ static int64_t to_copy(const struct fuse_request *request, int fd_in)
 	length = (uint64_t)stat.st_size > in->off_in ? stat.st_size - (int64_t)in->off_in : 0;
 	if ((uint64_t)length > in->len)
 		length = (int64_t)in->len;
-	if (memo) {
-		memo->fact = length;
-		ordered();
-		memo->has_fact = 1;
-		ordered();
-	}
+	if (memo)
+		once_fact(memo, length);
 	return length;
 }
 

@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 SOURCES = [HERE / name for name in ("driver.c", "ring.c", "reply.c", "alone.c", "bare.c")]
 HEADERS = [HERE / name for name in ("driver.h", "ring.h", "alone.h", "bare.h")]
 #: What those are compiled with.
-BELOW = [ROOT / "vhost" / name for name in ("virtq.h", "memory.h", "barrier.h", "build.py")]
+BELOW = [ROOT / "vhost" / name for name in ("virtq.h", "memory.h", "barrier.h", "clock.h", "build.py")]
 FLAGS = ["-shared", "-fPIC", "-pthread", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra",
          "-Wno-unused-parameter", "-DPy_LIMITED_API"]  # fmt: skip
 

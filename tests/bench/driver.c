@@ -4,17 +4,9 @@
 #include <errno.h>
 #include <linux/fuse.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "ring.h"
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
 
 uint32_t driver_range(uint64_t nanoseconds)
 {
@@ -106,7 +98,7 @@ static int send_step(struct driver_run *run, uint32_t number, const struct drive
 		return send_unreplied(run, step);
 	memset(at(run->requests, step->reply), 0, sizeof(struct fuse_out_header));
 	if (run->latencies)
-		lane->sent_at = now();
+		lane->sent_at = clock_ns();
 	return ring_enqueue(queue_of(run, number), step, number);
 }
 
@@ -114,7 +106,7 @@ static bool has_to_stop(const struct driver_run *run, const struct driver_lane *
 {
 	if (run->limit)
 		return lane->sent == run->limit;
-	return lane->at == 0 && run->units && now() - run->begun >= run->nanoseconds;
+	return lane->at == 0 && run->units && clock_ns() - run->begun >= run->nanoseconds;
 }
 
 /* Sends what the lane sends before it waits again, or stops it. */
@@ -148,7 +140,7 @@ static int answered(struct driver_run *run, uint32_t number, uint32_t len)
 	int ret;
 
 	if (run->latencies && lane->timed)
-		run->latencies[driver_range(now() - lane->sent_at)]++;
+		run->latencies[driver_range(clock_ns() - lane->sent_at)]++;
 	ret = reply_take(run, number, len);
 	if (ret)
 		return ret;
@@ -179,7 +171,7 @@ static void begin(struct driver_run *run)
 		run->lanes[i].sent = run->lanes[i].in_flight = 0;
 	for (run->spare_count = 0; run->spare_count < DRIVER_PLACES; run->spare_count++)
 		run->spare[run->spare_count] = run->spare_count;
-	run->begun = now();
+	run->begun = clock_ns();
 }
 
 int driver_run(struct driver_run *run)
@@ -199,6 +191,6 @@ int driver_run(struct driver_run *run)
 			ret = ring_wait(run->requests, run->queues, run->spin);
 	}
 	if (!ret && !run->elapsed)
-		run->elapsed = now() - run->begun;
+		run->elapsed = clock_ns() - run->begun;
 	return ret ? ret : await_places(run, DRIVER_PLACES);
 }

@@ -160,9 +160,9 @@ uint64_t driver_next(uint64_t first, uint64_t end, uint64_t offset, uint64_t siz
 /* Where a time in nanoseconds counts: each range is a sixteenth of its lower end wide, or one nanosecond. */
 uint32_t driver_range(uint64_t nanoseconds);
 
-/* 0 when all lanes have stopped; -EBADMSG for a bad reply, -E2BIG for what no place has room for, -ENOSPC when there are more lanes than the ring has room for
- * (then the rings are not usable any more); -EINTR when a signal came while it waited, or might have come while it span:
- * call again to go on. */
+/* 0 when all lanes have stopped; -EBADMSG for a bad reply, -E2BIG for what no place has room for, -ENOSPC when there are
+ * more lanes than the ring has room for (then the rings are not usable any more); -EINTR when a signal came while it
+ * waited, or might have come while it span: call again to go on. */
 int driver_run(struct driver_run *run);
 
 #endif

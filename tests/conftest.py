@@ -1,6 +1,14 @@
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is no finding: it depends on what else the machine does. And what examples share of a
+# fixture, each of them leaves as it was.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

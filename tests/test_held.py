@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfsd._fuse import lib
@@ -75,7 +75,6 @@ def test_given_and_taken_again(proc_fd: int, fds: list[int]) -> None:
 KINDS = st.sampled_from([fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(KINDS, st.integers(0, 20), st.integers(0, 20))))
 def test_any_locks(proc_fd: int, fds: list[int], steps: list[tuple[int, int, int]]) -> None:
     """What is listed is what is locked: byte by byte, and to the end."""

@@ -7,7 +7,7 @@ from errno import EACCES, EPERM
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.served import REAL_ROOT, Served
@@ -39,7 +39,7 @@ def privileged(serve: Callable[..., Served]) -> Iterator[Callable[..., Served]]:
     os.setgroups(groups)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["guest", "squash-guest", "forbid-guest"])), max_size=40))
 def test_every_id_finds_its_range(tmp_path: Path, gaps: list[tuple[int, str]]) -> None:
     rules, expected, at = [], {}, 0

@@ -8,7 +8,7 @@ from errno import E2BIG, EFAULT, EINVAL, EIO, ENAMETOOLONG, ENFILE, ENOSYS, EROF
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.served import Served
@@ -281,7 +281,7 @@ SIZES = st.lists(st.integers(0, 64), max_size=12)
 ROOM = st.integers(0, 300)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([*opcodes(), 7, 99]), st.binary(max_size=200), st.integers(-50, 50), SIZES, SIZES, ROOM)
 def test_any_bytes_get_an_answer(
     served: Served, opcode: int, body: bytes, lie: int, in_sizes: list[int], out_sizes: list[int], room: int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.core.records import Record, begin, load
@@ -145,7 +145,6 @@ def test_a_handle_does_no_more_than_an_open_one(ready: Served) -> None:
     assert lib.state_load_handle(ready.core, ffi.new("struct state_handle *", opened)) == -errno.ESTALE
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=8), st.integers(0, 200))
 @example([(8 * 5 + 4, 1)], 200)
 def test_damaged_records(tmp_path: Path, damage: list[tuple[int, int]], length: int) -> None:

@@ -257,7 +257,7 @@ class Handles(RuleBasedStateMachine):
 
 
 TestHandles = Handles.TestCase
-TestHandles.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHandles.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_threads_at_one_table(served: Served) -> None:

@@ -5,7 +5,7 @@ import resource
 import socket
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.frontend import FEATURES
@@ -183,7 +183,7 @@ def test_a_flood_leaves_room_for_others(connection: Connection, monkeypatch) -> 
         assert len(connection.fe.sock.recv(4096)) == 20 * served
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_conversation(data: st.DataObject) -> None:
     """Well-formed requests in any order with any numbers: served, or one sentence; what is open stays known."""

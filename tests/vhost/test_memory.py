@@ -240,5 +240,5 @@ class Messages(RuleBasedStateMachine):
         close_all(self.files)
 
 
-Messages.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Messages.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestMessages = Messages.TestCase

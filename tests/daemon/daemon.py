@@ -20,6 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: Seconds: long enough for a loaded machine, short enough that a hang is reported.
 PATIENCE = 20.0
+#: Of a worker with two rings, at least: its main one, one for each ring, and those for what blocks.
+THREADS = 1 + 2 + 4
 
 #: vfsd that takes a twentieth of a second for silence of the front-end, after which it forks the next worker, and not a
 #: second: for tests that wait for that again and again.
@@ -81,6 +83,16 @@ def kill_worker(control: int) -> int:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             return pid
+
+
+def at_rest(worker: int) -> bool:
+    """Whether it has all its threads, each has begun what it does, and nothing goes on."""
+    return _asleep(worker) and not time.sleep(0.002) and _asleep(worker)
+
+
+def _asleep(worker: int) -> bool:
+    states = [Path(f"/proc/{worker}/task/{tid}/stat").read_text() for tid in os.listdir(f"/proc/{worker}/task")]
+    return len(states) >= THREADS and all(state.rpartition(")")[2].split()[0] == "S" for state in states)
 
 
 def kinds(files: dict[int, str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 "@SIGSEGV" anywhere in a request (a name, or eight bytes of a number) kills by that signal before it is looked at; and
 "#SIGSEGV" when it has come as far as Python's op, which may be in the pool. "@exit" leaves with a status, "#memory"
-finds none, and "@sleep" takes a while.
+finds none, and "@sleep" takes a while. "@wait" says in a file "waits" and its process id that it has come so far, and
+takes until there is a file "over", both in the shared directory.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,11 @@ NAP = 0.3
 def die(how: str) -> None:
     if how == "sleep":
         time.sleep(NAP)
+    elif how == "wait":
+        share = Path(sys.argv[sys.argv.index("--shared-dir") + 1])
+        (share / f"waits{os.getpid()}").touch()
+        while not (share / "over").exists():
+            time.sleep(0.005)
     elif how == "memory":
         raise MemoryError
     elif how == "exit":
@@ -37,7 +44,7 @@ def die(how: str) -> None:
 
 
 def obey(sign: bytes, data: bytes) -> None:
-    if found := re.search(sign + rb"(SIG[A-Z]+|exit|sleep|memory)", data):
+    if found := re.search(sign + rb"(SIG[A-Z]+|exit|sleep|wait|memory)", data):
         die(found[1].decode())
 
 

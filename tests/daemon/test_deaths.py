@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.cgroup import Group, group
-from tests.daemon.daemon import Daemon, guest, until
+from tests.daemon.daemon import Daemon, at_rest, guest, until
 from tests.frontend import MIB
-from tests.fuseclient import ROOT
+from tests.fuseclient import ROOT, pack
+from vfsd._fuse import lib
 
 Start = Callable[..., Daemon]
 
@@ -53,17 +54,16 @@ def test_signals(daemon: Daemon, share: Path, number: int) -> None:
 def test_an_address_space_that_is_full(daemon: Daemon) -> None:
     """Its threads can't start; or they have, and each would have to map its scratch for its first request."""
     with guest(daemon) as (_, client):
-        threads = len(os.listdir(f"/proc/{daemon.worker}/task"))
-        for wanted in (1, threads, threads):
+        for begun in (False, True, True):
             killed = daemon.kill_worker()
             (worker,) = until(lambda killed=killed: set(daemon.workers) - {killed})
-            until(lambda wanted=wanted, worker=worker: len(os.listdir(f"/proc/{worker}/task")) >= wanted)
+            until(lambda begun=begun, worker=worker: not begun or at_rest(worker))
             resource.prlimit(worker, resource.RLIMIT_AS, (1, 1))
             assert client.lookup(ROOT, b"hello").attr.size == 9
             assert daemon.worker != worker
     assert daemon.log.count(f"was killed by SIGKILL; {CALM}") == 3
     assert daemon.log.count(CALM) == 6
-    assert f"was killed by SIGABRT; {CALM}" in daemon.log
+    assert daemon.log.count(f"was killed by SIGABRT; {CALM}") >= 2
 
 
 def test_an_op_that_finds_no_memory(start: Start) -> None:
@@ -112,15 +112,14 @@ def test_stopped_for_a_while(daemon: Daemon) -> None:
 
 
 def test_a_processor_time_limit(daemon: Daemon, share: Path) -> None:
-    (share / "data").write_bytes(bytes(MIB))
+    for number in range(2000):
+        (share / f"{number}").touch()
     with guest(daemon) as (_, client):
-        nodeid = client.lookup(ROOT, b"data").nodeid
-        fh, worker = client.open(nodeid).fh, daemon.worker
+        fh, worker = client.opendir(ROOT).fh, daemon.worker
         resource.prlimit(worker, resource.RLIMIT_CPU, (1, 2))
-        deadline = time.monotonic() + 60
-        while worker in daemon.workers and time.monotonic() < deadline:
-            for _ in range(20):
-                assert client.read(nodeid, fh, MIB) == bytes(MIB)
+        while worker in daemon.workers:
+            # Some milliseconds of its time, and next to none of ours.
+            client.call(lib.FUSE_READDIRPLUS, ROOT, pack("fuse_read_in", fh=fh, size=MIB), room=MIB)
         client.getattr(ROOT)
     assert f"was killed by SIGXCPU; {CALM}" in daemon.log
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemon import Daemon, guest, open_files
+from tests.daemon.daemon import Daemon, guest, open_files, until
 from tests.daemon.test_poison import REFUSED, deaths, send
 from tests.frontend import FrontEnd
 from tests.fuseclient import ROOT, FuseClient
@@ -55,9 +55,9 @@ def test_the_next_daemon_answers_what_the_last_one_left(share: Path, tmp_path: P
         for _ in range(5):
             client.getattr(ROOT)
         before = client.getattr(ROOT)
-        sent = [send(frontend, lambda aside, name=b"@sleep%d" % number: aside.mkdir(ROOT, name)) for number in range(3)]
+        sent = [send(frontend, lambda aside, name=b"@wait%d" % number: aside.mkdir(ROOT, name)) for number in range(3)]
         # The first of them is taken, the others wait.
-        time.sleep(0.1)
+        (waits,) = until(lambda: [*share.glob("waits*")])
         first.process.kill()
         first.wait()
         path.with_suffix(".sock.pid").unlink()
@@ -68,6 +68,7 @@ def test_the_next_daemon_answers_what_the_last_one_left(share: Path, tmp_path: P
         assert [one.answer()[0] for one in sent] == [errno.EIO] * 3
         client.init()
         assert client.getattr(ROOT).attr.ino == before.attr.ino
+    waits.unlink()
     assert os.listdir(share) == ["hello"]
 
 

@@ -3,13 +3,12 @@ which nobody was killed."""
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.daemon.daemon import Daemon, guest, prepared, until
+from tests.daemon.daemon import Daemon, at_rest, guest, prepared, until
 from tests.fuseclient import ROOT, FuseClient
 from tests.once.cases import Case, Place
 from tests.once.tracer import Stop, Tracer
@@ -17,8 +16,6 @@ from tests.once.view import Records, host_locks, names, plain, tree
 from tests.sandbox.user import UID, as_user
 
 View = dict[str, Any]
-#: Of a worker, at least: its main one, one for each ring, and the pool.
-THREADS = 1 + 2 + 4
 #: A guest that offers all there is.
 INIT: dict[str, Any] = {"minor": 45, "flags": (1 << 64) - 1}
 #: Of the daemon: what makes it serve all there is, with the same instructions each time: how long a ring is watched
@@ -97,7 +94,7 @@ class Matrix:
         self._client.fsyncdir(ROOT, fh)
         self._client.releasedir(ROOT, fh)
         pid = self._daemon.worker
-        until(lambda: asleep(pid) and not time.sleep(0.002) and asleep(pid))
+        until(lambda: at_rest(pid))
         return pid
 
     def _view(self, case: Case, run: Callable[[Callable[[], Any]], Any]) -> View:
@@ -140,12 +137,6 @@ class Matrix:
         with suppress(OSError):
             os.chmod(path, 0o700)
         shutil.rmtree(path)
-
-
-def asleep(pid: int) -> bool:
-    """Whether a worker has all its threads, and they wait."""
-    states = [Path(f"/proc/{pid}/task/{tid}/stat").read_text() for tid in os.listdir(f"/proc/{pid}/task")]
-    return len(states) >= THREADS and all(state.rpartition(")")[2].split()[0] == "S" for state in states)
 
 
 def differences(seen: View, control: View) -> dict[str, tuple[Any, Any]]:

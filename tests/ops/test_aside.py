@@ -94,11 +94,14 @@ def test_what_is_not_cached_is_read_aside(ringed: Ringed, file: tuple[bytes, Any
         # The ring goes on meanwhile.
         assert client.getattr(ROOT).attr.ino
         compare(ring, heads, places(), content)
-    aside = mount.core.session.aside
-    # Now that it is in the cache nothing has to wait.
-    heads = begin_reads(ringed, *opened, places())
-    compare(ring, heads, places(), content)
-    assert mount.core.session.aside == aside
+
+    def stays() -> bool:
+        aside = mount.core.session.aside
+        compare(ring, begin_reads(ringed, *opened, places()), places(), content)
+        return bool(mount.core.session.aside == aside)
+
+    # Now that it is in the cache nothing has to wait; unless the host wants the memory for something else.
+    wait_for(stays)
 
 
 def test_what_is_cached_in_part(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:
@@ -246,9 +249,8 @@ def test_reads_past_the_page_cache(ringed: Ringed, file: tuple[bytes, Any, Any])
     assert mount.core.session.aside == len(places())
     # The guest cleared the flag; the host's open file has it still.
     opened = client.open(entry.nodeid, os.O_RDONLY | os.O_DIRECT)
-    cool(mount.root / "f")
-    compare(ring, begin_reads(ringed, entry, opened, places(), 0), places(), content)
-    assert mount.core.session.aside > len(places())
+    for _ in attempts(ringed):
+        compare(ring, begin_reads(ringed, entry, opened, places(), 0), places(), content)
 
 
 def test_what_is_under_way_is_finished(ringed: Ringed, file: tuple[bytes, Any, Any]) -> None:

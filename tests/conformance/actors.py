@@ -6,14 +6,18 @@ An actor has the files that were open when it was forked. The one named "" is th
 import fcntl
 import json
 import os
+import select
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 KINDS = {"r": fcntl.F_RDLCK, "w": fcntl.F_WRLCK, "u": fcntl.F_UNLCK}
 NAMES = {number: name for name, number in KINDS.items()}
 FLOCKS = {"r": fcntl.LOCK_SH, "w": fcntl.LOCK_EX, "u": fcntl.LOCK_UN}
+#: Number of the system call.
+FCNTL = {"x86_64": 72}.get(os.uname().machine, 25)
 #: struct flock
 LOCK = struct.Struct("hhqqi4x")
 
@@ -44,8 +48,8 @@ class Actor:
             ours.close()
             self._live(theirs)
         theirs.close()
+        self._socket = ours
         self._stream = ours.makefile("rw")
-        ours.close()
 
     def _live(self, orders: socket.socket) -> None:
         try:
@@ -69,8 +73,16 @@ class Actor:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return answer["gives"]
 
+    def waits_or_has_answered(self) -> bool:
+        """After an order that is a call of fcntl(2)."""
+        if select.select([self._socket], [], [], 0)[0]:
+            return True
+        # "running", or the number of the system call that it sleeps in.
+        return Path(f"/proc/{self.pid}/syscall").read_text().split()[0] == str(FCNTL)
+
     def end(self) -> None:
         self._stream.close()
+        self._socket.close()
         os.waitpid(self.pid, 0)
 
 
@@ -99,9 +111,10 @@ class Actors:
         self._do(who, str(fcntl.F_SETLKW), self.open_files[file], kind, start, length)
 
     def begin_lock(self, who: str, file: str, kind: str, start: int, length: int) -> None:
-        """A lock that is waited for by finish_lock. On return the actor has most likely asked for it."""
+        """A lock that is waited for by finish_lock. On return the actor has it, or waits in the kernel."""
         self.actors[who].tell(str(fcntl.F_SETLKW), [self.open_files[file], kind, start, length])
-        time.sleep(0.2)
+        while not self.actors[who].waits_or_has_answered():
+            time.sleep(0.01)
 
     def finish_lock(self, who: str) -> None:
         self.actors[who].answer()

@@ -32,12 +32,10 @@ def changes(root: Path) -> dict[str, Callable[[int], object]]:
         with (root / name).open("r+") as file:
             file.write(text)
 
-    def remove(number: int) -> None:
-        (root / "removed").unlink()
-        # For the next round.
-        threading.Timer(3, (root / "removed").touch).start()
 
     def rename(number: int) -> None:
+        # Comes after that was seen to be removed, and before the next round.
+        (root / "removed").touch()
         names = ("renamed a", "renamed b")
         os.rename(root / names[number % 2], root / names[1 - number % 2])
 
@@ -52,7 +50,7 @@ def changes(root: Path) -> dict[str, Callable[[int], object]]:
         "mode": lambda number: (root / "mode").chmod(0o600 + number),
         "owner's time stamp": lambda number: os.utime(root / "time", (number, number)),
         "new name": lambda number: (root / "new").write_bytes(bytes(number + 1)),
-        "removed name": remove,
+        "removed name": lambda number: (root / "removed").unlink(),
         "renamed": rename,
         "listing": lambda number: (root / "listing" / f"new {number}").touch(),
         "listing of an open directory": lambda number: (root / "open directory" / f"new {number}").touch(),

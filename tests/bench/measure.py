@@ -16,7 +16,7 @@ from tests.bench.bare import repeat
 from tests.bench.daemons import ALONE, BARE, Daemon
 from tests.bench.data import Workload
 from tests.bench.guest import BadReply, Guest, Script
-from tests.bench.share import Files, cold_file, content, places, prepare
+from tests.bench.share import Files, Place, cold_file, content, places, prepare
 from tests.bench.volume import is_fair, journalled
 from tests.bench.workloads import WORKLOADS, verify
 from tests.frontend import FEATURES, MIB
@@ -93,12 +93,19 @@ def pin(daemon: Daemon, placement: str, cpus: Sequence[int]) -> None:
     daemon.pin({"one": {driver}, "two": others, "free": cpus}[placement])
 
 
-def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, content: bytes) -> Figure:
-    """Raises what Guest.run does, and AssertionError when the share does not show what was done."""
+def prepared(guest: Guest, workload: Workload, depth: int, content: bytes) -> tuple[Script, Sequence[Place]]:
+    """Its requests, which have been done once, and where. Raises what Guest.run does, and AssertionError when the share
+    does not show what was done."""
     guest.clear()
     where = places(guest, depth)
     script = Script(guest, [workload.lane(guest, each) for each in where])
     verify(guest, workload, script, where, content)
+    return script, where
+
+
+def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, content: bytes) -> Figure:
+    """Raises what `prepared` does."""
+    script, where = prepared(guest, workload, depth, content)
     if workload.cold:
         workload.cold(guest.daemon.share)
     guest.run(script, seconds=plan.seconds / 5, spin=plan.spin)
@@ -121,17 +128,21 @@ def measure_bare(share: Path, workload: Workload, depth: int, seconds: float) ->
     return Figure(done.units / done.seconds, done.used / done.units * 1e6)
 
 
-def measure_all(plan: Plan, results: Results, keep: Callable[[], None] = lambda: None) -> None:
-    """Adds to `results` figure by figure; `keep` is called after each workload. What makes inodes is measured on an
-    ext4 with a journal where there is one without."""
+def on_fair_ground(plan: Plan, measure: Callable[[Plan], None]) -> None:
+    """Has what makes inodes measured on an ext4 with a journal where there is one without."""
     makers = [name for name in plan.workloads if WORKLOADS[name].makes and not is_fair(plan.where)]
     others = [name for name in plan.workloads if name not in makers]
     if others:
-        _measure(plan._replace(workloads=others), results, keep)
+        measure(plan._replace(workloads=others))
     if makers:
         size = SHARE_SIZE + plan.depth * 4 * MIB
         with journalled(plan.where, len(plan.daemons) + 1, size) as where:
-            _measure(plan._replace(workloads=makers, where=where), results, keep)
+            measure(plan._replace(workloads=makers, where=where))
+
+
+def measure_all(plan: Plan, results: Results, keep: Callable[[], None] = lambda: None) -> None:
+    """Adds to `results` figure by figure; `keep` is called after each workload."""
+    on_fair_ground(plan, lambda part: _measure(part, results, keep))
 
 
 def _measure(plan: Plan, results: Results, keep: Callable[[], None]) -> None:

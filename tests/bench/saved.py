@@ -2,11 +2,14 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.bench.cause import Cause
 from tests.bench.idle import Idle
 from tests.bench.measure import Figure, Plan, Results, Setting
+from tests.bench.profile import Profile
 from tests.bench.share import file_system
 from tests.bench.stall import Stall, Stalls
 
@@ -79,3 +82,26 @@ def save_idles(path: Path, idles: dict[str, Idle], shares: int) -> None:
 def load_idles(path: Path) -> tuple[dict[str, Idle], int]:
     found = json.loads(path.read_text())
     return {name: Idle(*each) for name, each in found["idles"].items()}, found["shares"]
+
+
+def save_causes(path: Path, causes: Sequence[Cause]) -> None:
+    _write(path, {"commit": commit(), "causes": causes})
+
+
+def load_causes(path: Path) -> tuple[list[Cause], str]:
+    """With the commit that was looked into."""
+    found = json.loads(path.read_text())
+    causes = [Cause(*each) for each in found["causes"]]
+    return [
+        each._replace(
+            setting=Setting(*each.setting),
+            ours=_profile(each.ours),
+            theirs=_profile(each.theirs) if each.theirs else None,
+        )
+        for each in causes
+    ], found["commit"]
+
+
+def _profile(kept: Sequence[Any]) -> Profile:
+    profile = Profile(*kept)
+    return profile._replace(functions=[(name, part) for name, part in profile.functions])

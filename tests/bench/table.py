@@ -20,6 +20,9 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+#: What vfsd is to be of the fastest peer's rate.
+GOAL = 1.5
+
 #: A daemon's figures for a row.
 Row = dict[str, Figure]
 

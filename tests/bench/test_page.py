@@ -81,7 +81,7 @@ def test_only_what_is_between_marks_is_replaced() -> None:
 
 def test_the_page_has_a_place_for_each_part() -> None:
     text = (ROOT / "docs/performance.md").read_text()
-    for part in ("machine", "memory", "disk", "queues", "stall", "idle"):
+    for part in ("machine", "memory", "disk", "queues", "stall", "idle", "causes"):
         assert text.count(page.mark(part)) == 1
     assert text.count(page.END) == text.count("<!-- measured: ")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import KERNEL, QEMU
-from tests.guestbench.measure import KINDS, measure, once, shares, table
+from tests.guestbench.measure import KINDS, directories, measure, once, share
+from tests.guestbench.table import table
 from tests.guestbench.work import WORKS, Work, prepare
 from vfsd.guest import Guest, Settings
 
@@ -20,20 +21,21 @@ def test_each_work_is_done_in_a_guest(tmp_path: Path, capsys: pytest.CaptureFixt
     release, figures = measure(["vfsd"], works, 1, tmp_path, Settings(qemu=QEMU), KERNEL)
     assert release
     for name in works:
-        assert figures[name]["vfsd"][0] > 0, name
+        assert figures[name]["vfsd"][0].value > 0, name
+        assert 0 < figures[name]["vfsd"][0].busy < 1, name
     lines = table(figures).splitlines()
-    assert len(lines) == 2 + len(works) and all(line.count("|") == 4 for line in lines)
+    assert len(lines) == 2 + len(works) and all(line.count("|") == 3 for line in lines)
 
 
 def test_what_is_not_done_is_no_figure(tmp_path: Path) -> None:
-    served = shares(["vfsd"], tmp_path)
-    with Guest(*served, settings=Settings(qemu=QEMU), kernel_name=KERNEL) as guest:
+    served = share("vfsd", *directories(1, tmp_path))
+    with Guest(served, settings=Settings(qemu=QEMU), kernel_name=KERNEL) as guest:
         # There is no archive in this guest.
         with pytest.raises(RuntimeError, match="untar"):
-            once(guest, served[0], WORKS["untar"])
+            once(guest, WORKS["untar"])
         with pytest.raises(subprocess.CalledProcessError):
-            once(guest, served[0], WORKS["untar"]._replace(script="mkdir untarred; echo 1"))
-        assert once(guest, served[0], Work("nothing", "echo 2500000")) == 2.5
+            once(guest, WORKS["untar"]._replace(script="mkdir untarred; echo 1"))
+        assert once(guest, Work("nothing", "echo 2500000")).value == 2.5
 
 
 def test_all_shares_have_the_same_files(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
-"""One guest with a share of each daemon; each work goes round among them."""
+"""Figures of daemons, each of which is alone in a guest of its own."""
 
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.daemons import RUST, VFSD, C
-from tests.bench.markdown import line, ruler, spread
-from tests.guestbench.work import WORKS, Work, prepare, warm
+from tests.guestbench.order import orders
+from tests.guestbench.work import FIO_SECONDS, WORKS, Work, prepare, warm
 from vfsd.guest import Guest, Settings, Share
 
 #: Seconds that a work may take.
@@ -30,37 +33,60 @@ KINDS = {
     "C": Kind(C, source="apt-get install qemu-system-common (Debian 12)"),
 }
 
+
+class Figure(NamedTuple):
+    #: Operations per second, or the seconds that the work takes.
+    value: float
+    #: For which part of that time the daemon uses a processor, 0 to 1 and more.
+    busy: float
+
+
 #: By work, then by daemon: a figure a round.
-Figures = dict[str, dict[str, list[float]]]
+Figures = dict[str, dict[str, list[Figure]]]
 
 
-def shares(daemons: Sequence[str], place: Path) -> list[Share]:
-    """Raises FileNotFoundError when a daemon is not installed."""
-    found = []
-    for number, name in enumerate(daemons):
-        kind = KINDS[name]
-        if kind.program and not kind.program.exists():
-            raise FileNotFoundError(f"{name}: there is no {kind.program}: {kind.source}")
-        directory = place / str(number)
+def directories(count: int, place: Path) -> list[Path]:
+    """What is shared, the same files in each."""
+    found = [place / str(number) for number in range(count)]
+    for directory in found:
         directory.mkdir()
         prepare(directory)
-        program = str(kind.program) if kind.program else None
-        found.append(Share(directory, f"share{number}", daemon=program, daemon_options=kind.options))
     return found
 
 
-def once(guest: Guest, share: Share, work: Work) -> float:
-    """A figure: of a mount that knows nothing yet. Raises RuntimeError when the work fails, AssertionError or
+def share(daemon: str, directory: Path) -> Share:
+    """Raises FileNotFoundError when the daemon is not installed."""
+    kind = KINDS[daemon]
+    if kind.program and not kind.program.exists():
+        raise FileNotFoundError(f"{daemon}: there is no {kind.program}: {kind.source}")
+    program = str(kind.program) if kind.program else None
+    return Share(directory, daemon=program, daemon_options=kind.options)
+
+
+def cpu(guest: Guest) -> float:
+    """Seconds of CPU time, user and system, that the daemon's processes have used (clock_getcpuclockid(3))."""
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in guest.daemon.processes())
+
+
+def once(guest: Guest, work: Work) -> Figure:
+    """A figure, of mounts that know nothing yet. Raises RuntimeError when the work fails, AssertionError or
     CalledProcessError when the share is not what it must be."""
-    where = share.mount_point
-    result = guest.run(f"umount {where} && mount -t virtiofs {share.tag} {where} && sync", LIMIT, cwd="/")
-    if not result.status:
-        result = guest.run(["bash", "-c", work.script], LIMIT, cwd=where)
-    if result.status:
-        raise RuntimeError(f"{work.title}: {share.daemon or VFSD}: {result.text}{result.stderr.decode()}")
-    figure = float(result.text.splitlines()[-1])
+    (share,) = guest.shares
+    anew = f"umount {share.mount_point} && mount -t virtiofs {share.tag} {share.mount_point}"
+    found, used = [], 0.0
+    for _ in range(work.times):
+        result = guest.run(anew, LIMIT, "/")
+        if not result.status:
+            used -= cpu(guest)
+            result = guest.run(["bash", "-c", work.script], LIMIT)
+            used += cpu(guest)
+        if result.status:
+            raise RuntimeError(f"{work.title}: {share.daemon or VFSD}: {result.text}{result.stderr.decode()}")
+        found.append(float(result.text.splitlines()[-1]) / (1 if work.rate else 1e6))
     work.check(Path(share.directory))
-    return figure if work.rate else figure / 1e6
+    # What it has written reaches the disk now, and not while the next is at work.
+    subprocess.run(["sync", "-f", share.directory], check=True)
+    return Figure(statistics.mean(found), used / (FIO_SECONDS if work.rate else sum(found)))
 
 
 def measure(
@@ -68,39 +94,28 @@ def measure(
 ) -> tuple[str, Figures]:
     """The guest's kernel, and the figures."""
     figures: Figures = {name: {daemon: [] for daemon in daemons} for name in works}
-    served = shares(daemons, place)
-    with Guest(*served, settings=settings, kernel_name=kernel) as guest:
-        result = guest.run(warm(served[0].tag), LIMIT)
-        if result.status:
-            raise RuntimeError(f"the guest's programs: {result.text}{result.stderr.decode()}")
-        for number in range(rounds):
-            first = number % len(daemons)
-            order = [*range(first, len(daemons)), *range(first)]
-            for name in works:
-                for each in order:
-                    print(f"round {number + 1} of {rounds}: {name}, {daemons[each]}", file=sys.stderr)
-                    figures[name][daemons[each]].append(once(guest, served[each], WORKS[name]))
-            for share in served if "rm" not in works else ():
-                guest.run(f"rm -rf {share.mount_point}/untarred", LIMIT)
-        return guest.release, figures
+    for daemon in daemons:
+        share(daemon, place)
+    shared, turns, release = directories(len(daemons), place), orders(len(daemons)), ""
 
+    def tell(what: str) -> None:
+        print(f"round {number + 1} of {rounds}: {what}", file=sys.stderr)
 
-def shown(figure: float) -> str:
-    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
-
-
-def table(figures: Figures) -> str:
-    """Medians; the last column is above 1 where vfsd is the quickest."""
-    daemons = list(next(iter(figures.values())))
-    lines = [line(["", *daemons, "vfsd to the quickest peer"]), ruler(len(daemons) + 2)]
-    for name, row in figures.items():
-        median = {daemon: statistics.median(values) for daemon, values in row.items()}
-        peers = [value for daemon, value in median.items() if daemon != VFSD]
-        ratio = ""
-        if VFSD in median and peers:
-            ratio = f"{median[VFSD] / max(peers) if WORKS[name].rate else min(peers) / median[VFSD]:.2f}"
-        lines.append(line([WORKS[name].title, *map(shown, median.values()), ratio]))
-    if len(next(iter(next(iter(figures.values())).values()))) > 2:
-        within = f"{spread(rounds for row in figures.values() for rounds in row.values()):.0%}"
-        lines += ["", f"Half of the rounds lie within {within} of the median (of all figures, the median)."]
-    return "\n".join(lines)
+    for number in range(rounds):
+        with ExitStack() as stack:
+            guests: dict[int, Guest] = {}
+            for each in turns[number % len(turns)]:
+                tell(f"a guest for {daemons[each]}")
+                served = share(daemons[each], shared[(each + number) % len(shared)])
+                guests[each] = stack.enter_context(Guest(served, settings=settings, kernel_name=kernel))
+                release = guests[each].release
+                result = guests[each].run(warm(served.tag), LIMIT)
+                if result.status:
+                    raise RuntimeError(f"the guest's programs: {result.text}{result.stderr.decode()}")
+            for turn, name in enumerate(works, number):
+                for each in turns[turn % len(turns)]:
+                    tell(f"{name}, {daemons[each]}")
+                    figures[name][daemons[each]].append(once(guests[each], WORKS[name]))
+            for guest in guests.values() if "rm" not in works else ():
+                guest.run("rm -rf untarred", LIMIT)
+    return release, figures

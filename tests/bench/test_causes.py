@@ -288,7 +288,8 @@ def test_perf_sees_whose_time_it_is(tmp_path: Path) -> None:
     read, statfs = (profiles[name, ONE][OURS] for name in ("read-1m", "statfs"))
     assert read.samples > 20 and sum(read.parts.values()) == pytest.approx(read.cpu)
     assert max(read.parts, key=lambda name: read.parts[name]) == Part.COPY.name
-    assert "COPY" not in statfs.parts
+    # The daemon may be at something else for a moment: it forks its next worker.
+    assert statfs.of(Part.COPY) < statfs.cpu / 10
     assert statfs.of(Part.RING, Part.CORE, Part.LIBC) > 0
     assert statfs.seconds < read.seconds and statfs.calls != 0
     assert not list(tmp_path.glob("bench-*"))

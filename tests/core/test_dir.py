@@ -59,6 +59,38 @@ def test_reading_goes_on_from_any_offset(full: Path, client: FuseClient) -> None
     assert client.readdir(ROOT, fh, everything[-1].off) == []
 
 
+def position(directory: Path) -> int:
+    """Of the one handle that is open for reading it, in the host."""
+    for link in Path("/proc/self/fd").iterdir():
+        if link.exists() and link.samefile(directory):
+            info = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{link.name}").read_text().splitlines())
+            if not int(info["flags"], 8) & os.O_PATH:
+                return int(info["pos"])
+    raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("size", [1024, 4096, 32768])
+def test_no_entry_is_read_twice(root: Path, client: FuseClient, size: int, plus: bool) -> None:
+    """ext4 sorts a block of a large directory anew for who goes back."""
+    for number in range(300):
+        (root / (f"{number}" * (1 + number % 5))).touch()
+    fh, offset = client.opendir(ROOT).fh, 0
+    read = client.readdirplus if plus else client.readdir
+    while some := read(ROOT, fh, offset, size):
+        offset = some[-1].off
+        assert position(root) == offset
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_replies_are_full(root: Path, client: FuseClient, plus: bool) -> None:
+    for number in range(300):
+        (root / f"a-name-{number:04}").touch()
+    read, length = (client.readdirplus, 168) if plus else (client.readdir, 40)
+    some = read(ROOT, client.opendir(ROOT).fh, 0, 4096)
+    assert len(some) * length > 4096 * 7 / 8
+
+
 def test_a_reply_too_small_for_one_entry(root: Path, client: FuseClient) -> None:
     (root / ("n" * 255)).touch()
     fh = client.opendir(ROOT).fh
@@ -118,6 +150,18 @@ def test_an_entry_that_went_is_still_a_dirent(root: Path, client: FuseClient) ->
         for entry in client.readdirplus(ROOT, fh, 0, 1 << 17):
             assert entry.entry.nodeid == 0 or entry.entry.attr.ino == entry.ino
     thread.join()
+
+
+def test_many_handles_in_turns(full: Path, client: FuseClient) -> None:
+    """More than there are places to remember where a descriptor stands."""
+    handles = [client.opendir(ROOT).fh for _ in range(150)]
+    whole = client.list(size=1 << 20)
+    for at in (0, 40, 41, 41, 200, 3, 4):
+        for fh in handles:
+            some = client.readdir(ROOT, fh, whole[at].off, 1024)
+            assert [entry.name for entry in some] == [entry.name for entry in whole[at + 1 : at + 1 + len(some)]]
+            if fh in (handles[5], handles[69]):
+                assert client.readdir(ROOT, fh, some[-1].off, 1024)[0].name == whole[at + 1 + len(some)].name
 
 
 def test_two_readers_of_one_handle(full: Path, client: FuseClient) -> None:

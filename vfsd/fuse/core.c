@@ -42,8 +42,8 @@ struct core *core_new(const struct core_config *config, int *error)
 		free(core);
 		return NULL;
 	}
-	for (i = 0; i < POSITION_LOCKS; i++)
-		pthread_mutex_init(&core->position[i], NULL);
+	for (i = 0; i < POSITIONS; i++)
+		pthread_mutex_init(&core->position[i].lock, NULL);
 	later_open(core);
 	reader_open(core);
 	return core;
@@ -55,8 +55,8 @@ void core_free(struct core *core)
 
 	reader_close(core);
 	later_close(core);
-	for (i = 0; i < POSITION_LOCKS; i++)
-		pthread_mutex_destroy(&core->position[i]);
+	for (i = 0; i < POSITIONS; i++)
+		pthread_mutex_destroy(&core->position[i].lock);
 	lock_table_close(core);
 	handle_table_close(core);
 	dax_room_close(core);

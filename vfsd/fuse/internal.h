@@ -21,7 +21,7 @@
 #define DIRENTS_MAX (64 << 10)
 
 /* Directories whose position can be used at the same time. */
-#define POSITION_LOCKS 64
+#define POSITIONS 64
 
 /* Chains of the lock table's index. */
 #define LOCK_BUCKETS 1024
@@ -39,6 +39,13 @@ struct scratch {
 /* The calling thread's scratch, mapped at its first request and kept: a ring's threads live as long as their process.
  * NULL when out of memory. */
 struct scratch *scratch_get(void);
+
+/* Shared by the open directories whose fh has a remainder in common. */
+struct position {
+	pthread_mutex_t lock;
+	uint64_t fh;     /* whose descriptor is known to stand at `offset`; 0: nobody's */
+	uint64_t offset;
+};
 
 /* What evict.c keeps, under the inode table's lock. */
 struct evictor {
@@ -98,7 +105,7 @@ struct core {
 	struct evictor evictor;
 	struct mount mounts[MOUNTS_MAX];
 	uint32_t mounts_next;    /* the next to be replaced */
-	pthread_mutex_t position[POSITION_LOCKS];
+	struct position position[POSITIONS];
 };
 
 /* Whether a terminated name is "." or "..". */
@@ -304,6 +311,9 @@ struct memo *memo_current(void);
 void nlookup_forget(struct core *core, uint64_t nodeid, uint64_t nlookup, struct memo *memo, uint32_t steps);
 /* Takes back all that a request told of. */
 void nlookup_take_back(struct core *core, struct memo *memo);
+
+/* ops_dir.c. Nothing is known any more of where the descriptor of an open directory stands. */
+void position_forget(struct core *core, uint64_t fh);
 
 /* ops_entry.c */
 /* A directory that is pinned, as names are looked up in it. */

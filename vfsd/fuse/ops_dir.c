@@ -24,6 +24,8 @@ struct host_dirent {
 
 /* Enough for any one entry: 19 bytes, a name of 1024 (serve.c), its NUL, alignment. */
 #define DIRENTS_MIN 1088
+/* Of a name of 255 bytes. Who had room for that, and got no more, has read all there is, mostly. */
+#define DIRENT_LONG 280
 
 int64_t op_opendir(struct core *core, struct fuse_request *request)
 {
@@ -42,17 +44,39 @@ int64_t op_releasedir(struct core *core, struct fuse_request *request)
 	return op_release(core, request);
 }
 
+void position_forget(struct core *core, uint64_t fh)
+{
+	struct position *position = &core->position[fh % POSITIONS];
+
+	pthread_mutex_lock(&position->lock);
+	position->fh = 0;
+	pthread_mutex_unlock(&position->lock);
+}
+
+static uint64_t end_of(const char *buf, int64_t n)
+{
+	const struct host_dirent *entry = (const void *)buf;
+
+	for (int64_t at = 0; at < n; at += entry->reclen)
+		entry = (const void *)(buf + at);
+	return entry->off;
+}
+
 static int64_t read_entries(struct core *core, uint64_t fh, int fd, uint64_t offset, void *buf, uint32_t size)
 {
-	pthread_mutex_t *lock = &core->position[fh % POSITION_LOCKS];
+	struct position *position = &core->position[fh % POSITIONS];
 	int64_t n = -1;
 
-	pthread_mutex_lock(lock);
-	if (lseek(fd, (off_t)offset, SEEK_SET) >= 0)
+	pthread_mutex_lock(&position->lock);
+	/* ext4 forgets what it has sorted at any seek, also to where it is (fs/ext4/dir.c, ext4_dir_llseek). */
+	if ((position->fh == fh && position->offset == offset) || lseek(fd, (off_t)offset, SEEK_SET) >= 0)
 		n = syscall(SYS_getdents64, fd, buf, size);
 	if (n < 0)
 		n = -errno;
-	pthread_mutex_unlock(lock);
+	position->fh = n > 0 ? fh : 0;
+	if (n > 0)
+		position->offset = end_of(buf, n);
+	pthread_mutex_unlock(&position->lock);
 	return n;
 }
 
@@ -113,42 +137,83 @@ static bool emit_plus(struct core *core, struct reply *reply, const struct direc
 	return true;
 }
 
-/* How much to read so that it just about fills the reply: a READDIRPLUS record is five times the host's, or more. */
-static uint32_t host_size(uint32_t size, bool plus)
+/* A request that is served. */
+struct listing {
+	uint64_t fh;
+	int fd;
+	const struct directory *dir; /* NULL: without entries */
+	uint64_t offset;             /* behind what is in the reply */
+	struct reply reply;
+};
+
+/* How much of the host may be read so that all of it fits: the shortest record, of 24 bytes, grows the most. What does not
+ * fit would be read again, after a seek. */
+static uint32_t host_size(const struct listing *listing)
 {
-	if (plus)
-		size /= 5;
-	if (size < DIRENTS_MIN)
-		return DIRENTS_MIN;
-	return size < DIRENTS_MAX ? size : DIRENTS_MAX;
+	uint64_t room = (listing->reply.size - listing->reply.used) * 24ULL / (listing->dir ? 160 : 32);
+
+	return room < DIRENTS_MAX ? room : DIRENTS_MAX;
+}
+
+/* How much was read, and put into the reply as far as it fits; or -errno. */
+static int64_t list_some(struct core *core, struct listing *listing, uint32_t size)
+{
+	char *buf = (char *)scratch_get()->dirents;
+	int64_t n = read_entries(core, listing->fh, listing->fd, listing->offset, buf, size), at;
+
+	for (at = 0; at < n;) {
+		const struct host_dirent *entry = (const void *)(buf + at);
+
+		if (!(listing->dir ? emit_plus(core, &listing->reply, listing->dir, entry) : emit(&listing->reply, entry)))
+			break;
+		listing->offset = (uint64_t)entry->off;
+		at += entry->reclen;
+	}
+	return n;
+}
+
+/* Until the reply is nearly full, or the directory seems to be at its end. */
+static int64_t list(struct core *core, struct listing *listing)
+{
+	const struct reply *reply = &listing->reply;
+	uint32_t size = host_size(listing), used;
+	int64_t n = list_some(core, listing, size);
+
+	/* A name that is too long for that may fit all the same. */
+	if (n == -EINVAL)
+		n = list_some(core, listing, DIRENTS_MIN);
+	if (n < 0)
+		return n;
+	/* An empty reply is the end of the directory; an entry that fits nowhere is not. */
+	if (reply->used == 0)
+		return n > 0 ? -EINVAL : 0;
+	do {
+		if (n + DIRENT_LONG <= size || reply->size - reply->used <= reply->size / 8)
+			break;
+		used = reply->used;
+		size = host_size(listing);
+		n = list_some(core, listing, size);
+	} while (reply->used > used);
+	return reply->used;
 }
 
 static int64_t read_directory(struct core *core, struct fuse_request *request, struct directory *dir)
 {
 	const struct fuse_read_in *in = (const void *)request->arg;
 	uint32_t size = in->size < request->reply_max ? in->size : request->reply_max;
-	struct reply reply = {.at = request->reply, .size = size};
-	char *buf = (char *)scratch_get()->dirents;
-	int fd = handle_get(core, in->fh);
-	int64_t n, at;
+	struct listing listing = {
+		.fh = in->fh, .fd = handle_get(core, in->fh), .dir = dir, .offset = in->offset,
+		.reply = {.at = request->reply, .size = size},
+	};
+	int64_t result;
 
-	if (fd < 0)
-		return fd;
+	if (listing.fd < 0)
+		return listing.fd;
 	if (dir)
-		dir->fd = fd;
-	n = read_entries(core, in->fh, fd, in->offset, buf, host_size(size, dir != NULL));
-	for (at = 0; at < n;) {
-		const struct host_dirent *entry = (const void *)(buf + at);
-
-		if (!(dir ? emit_plus(core, &reply, dir, entry) : emit(&reply, entry)))
-			break;
-		at += entry->reclen;
-	}
+		dir->fd = listing.fd;
+	result = list(core, &listing);
 	handle_put(core, in->fh);
-	if (n < 0)
-		return n;
-	/* An empty reply is the end of the directory; an entry that fits nowhere is not. */
-	return n > 0 && reply.used == 0 ? -EINVAL : (int64_t)reply.used;
+	return result;
 }
 
 int64_t op_readdir(struct core *core, struct fuse_request *request)

@@ -229,8 +229,11 @@ int state_load_handle(struct core *core, const struct state_handle *handle)
 	fd = inode_open(core, handle->nodeid, handle->flags & allowed);
 	if (fd < 0)
 		return fd;
-	if (handle->flags & O_DIRECTORY)
+	if (handle->flags & O_DIRECTORY) {
 		start_listing(fd);
+		/* In what was here before, it may have been another's. */
+		position_forget(core, handle->fh);
+	}
 	handle_place(core, handle->fh, handle->nodeid, fd);
 	return 0;
 }

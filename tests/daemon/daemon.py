@@ -173,8 +173,13 @@ class Daemon:
 def prepared(daemon: Daemon) -> int:
     """The pid of the spare, once it waits: it polls, and has no descriptor of its own."""
     spare = daemon.spare
-    until(lambda: re.search("select|poll", Path(f"/proc/{spare}/wchan").read_text()))
+    until(lambda: polls(spare))
     return spare
+
+
+def polls(pid: int) -> bool:
+    """Whether a process waits for descriptors to become readable."""
+    return re.search("select|poll", Path(f"/proc/{pid}/wchan").read_text()) is not None
 
 
 def settled_files(daemon: Daemon) -> dict[int, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.served import REAL_ROOT
-from tests.daemon.daemon import Daemon, guest, open_files, until
+from tests.daemon.daemon import Daemon, guest, kinds, open_files, settled_files, until
 from tests.daemon.moving import Journey, load, move, save
 from tests.fuseclient import ROOT
 from vfsd._fuse import lib
@@ -86,13 +86,13 @@ def test_there_and_back(daemons: Daemons, share: Path) -> None:
         file = client.lookup(ROOT, b"hello").nodeid
         client.lookup(ROOT, b"hello")
         fh = client.open(file).fh
-        size = len(open_files(first.control))
+        before = kinds(settled_files(first))
         hosts = [daemons("--keep-listening"), first]
         for turn in range(6):
             move(frontend, hosts[turn % 2])
             assert client.read(file, fh, 100) == b"hi there\n"
             until(lambda turn=turn: hosts[1 - turn % 2].log.count("Client disconnected") > turn // 2)
-        assert abs(len(open_files(first.control)) - size) <= 2
+        assert sorted(kinds(settled_files(first))) == sorted(before)
         client.forget(file)
         assert client.getattr(file).attr.size == 9
         client.forget(file)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,34 @@ from pathlib import Path
 import pytest
 
 PAGE = 4096
+
+
+@contextmanager
+def ext4(beside: Path, *options: str) -> Iterator[Path]:
+    """An empty directory on an ext4 of its own, made with these options and kept in `beside`."""
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("no mkfs.ext4")
+    image, path = beside / "image", beside / "ext4"
+    path.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", *options, image], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", image, path], capture_output=True).returncode:
+        pytest.skip("no loop device to mount, or no privilege")
+    try:
+        (path / "share").mkdir()
+        yield path / "share"
+    finally:
+        _unmount(path)
+
+
+def _unmount(path: Path) -> None:
+    # The workers of a daemon that was killed end a moment later.
+    for _ in range(1000):
+        if subprocess.run(["umount", path], capture_output=True).returncode == 0:
+            return
+        time.sleep(0.01)
+    subprocess.run(["umount", path], check=True)
 
 
 def cool(path: Path) -> None:

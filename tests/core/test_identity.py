@@ -6,7 +6,6 @@ VFSD_TEST_PAIRS sets how many objects are made and removed (2,000; the full coun
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from errno import ESTALE
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import vfsd.ops  # noqa: F401  (fills OPS)
-from tests.core.served import REAL_ROOT
+from tests.disk import ext4
 from tests.fuseclient import ROOT
 from tests.ops.mount import Mount, share
 from vfsd.settings import Settings
@@ -40,18 +39,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield path
         shutil.rmtree(path)
         return
-    if not (REAL_ROOT and shutil.which("mkfs.ext4")):
-        pytest.skip("no root, or no mkfs.ext4")
-    image, path = tmp_path / "image", tmp_path / "ext4"
-    path.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", *FILE_SYSTEMS[request.param], image], check=True, capture_output=True)
-    if subprocess.run(["mount", "-o", "loop", image, path], capture_output=True).returncode:
-        pytest.skip("no loop device to mount")
-    (path / "share").mkdir()
-    yield path / "share"
-    subprocess.run(["umount", path], check=True)
+    with ext4(tmp_path, *FILE_SYSTEMS[request.param]) as path:
+        yield path
 
 
 class Held(NamedTuple):

@@ -42,6 +42,13 @@ def _unmount(path: Path) -> None:
     subprocess.run(["umount", path], check=True)
 
 
+def forget_names(place: Path) -> None:
+    """What the kernel knows of the names on the file system that `ext4` has made goes, as when memory is short, but for
+    what is in use."""
+    # reconfigure_super (fs/super.c) shrinks it.
+    subprocess.run(["mount", "-o", "remount", place.parent], check=True)
+
+
 def cool(path: Path) -> None:
     """Takes a file out of the page cache."""
     with open(path, "rb") as file:

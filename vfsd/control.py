@@ -328,8 +328,8 @@ class Control:
         if load:
             device.reset()
         room = descriptors.room(len(self.own | backend.descriptors()))
-        settings = transfer.settings_for(self._config, device.settings(1, room), load)
         pipe = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        settings = device.settings(1, room)
         spec = transfer.Spec(
             self._config, self._share, settings, device.arenas, backend, load, pipe, self._transfer.given
         )

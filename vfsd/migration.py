@@ -48,8 +48,8 @@ class Missing:
 def save(
     core: Core, write: Callable[[bytes], object], flags: int, proc_fd: int, rings: Iterable[Suspended]
 ) -> list[tuple[int, Lock]]:
-    """Writes the whole state. `flags` are STATE_CONFIRM and STATE_TAGS. Returns the locks in it, each with its
-    descriptor. Raises StateError; OSError."""
+    """Writes the whole state. `flags` are STATE_CONFIRM, STATE_TAGS and STATE_HANDLES. Returns the locks in it, each
+    with its descriptor. Raises StateError; OSError."""
     writer, session = Writer(write), core.session
     numbers = ffi.new("struct state_numbers *")
     lib.state_numbers(core.pointer, numbers)

@@ -95,13 +95,6 @@ class Transfer:
             self.collect(cancelled=True)
 
 
-def settings_for(config: Config, settings: Settings, load: bool) -> Settings:
-    """How inodes are found: by what --migration-mode says, when they are saved."""
-    if load:
-        return settings
-    return settings._replace(file_handles="prefer" if config.migration_mode == "file-handles" else "never")
-
-
 def _run(spec: Spec) -> NoReturn:
     status = 1
     try:
@@ -128,7 +121,9 @@ def _run(spec: Spec) -> NoReturn:
 
 def _save(spec: Spec, core: Core) -> None:
     config, backend = spec.config, spec.backend
-    flags = lib.STATE_CONFIRM if config.migration_confirm_paths else 0
+    flags = lib.STATE_HANDLES if config.migration_mode == "file-handles" else 0
+    if config.migration_confirm_paths:
+        flags |= lib.STATE_CONFIRM
     if config.migration_verify_handles:
         flags |= lib.STATE_TAGS
     rings = [ring for vring in backend.vrings if (ring := suspended.look(vring, backend.inflight))]

@@ -41,7 +41,10 @@ def unpack(data: bytes) -> Iterator[Record]:
         data = data[INODE.size + -(-size // 8) * 8 :]
 
 
-def save(served: Served, flags: int = 0) -> list[Record]:
+def save(served: Served, flags: int = 0, *, paths: bool = False) -> list[Record]:
+    """By file handle where the core closes inodes by them, unless by `paths`."""
+    if served.config.flags & lib.CORE_FILE_HANDLES and not paths:
+        flags |= lib.STATE_HANDLES
     walk = lib.state_walk_new(served.core, flags)
     buffer, progress, data = ffi.new("uint8_t[]", BATCH), ffi.new("struct state_progress *"), b""
     while True:
@@ -94,9 +97,10 @@ def handles(served: Served) -> list[Any]:
         slot += 1
 
 
-def move(source: Served, target: Served, flags: int = 0) -> list[int]:
+def move(source: Served, target: Served, flags: int = 0, *, paths: bool = False) -> list[int]:
     assert lib.state_set_numbers(target.core, numbers(source)) == 0
-    errors = load(target, b"".join(record.pack() for record in save(source, flags)), flags & lib.STATE_TAGS)
+    data = b"".join(record.pack() for record in save(source, flags, paths=paths))
+    errors = load(target, data, flags & lib.STATE_TAGS)
     for handle in handles(source):
         if error := lib.state_load_handle(target.core, handle):
             errors.append(-error)

@@ -139,6 +139,19 @@ def test_another_name(serve: Serve) -> None:
     assert target.client.getattr(nodeid).attr.size == 2
 
 
+def test_another_name_elsewhere(serve: Serve) -> None:
+    """In another directory that the guest knows."""
+    source, target = serve(), serve()
+    for name in ("d", "e"):
+        make_directory(source, name)
+    (source.root / "d/first").write_bytes(b"12")
+    nodeid = source.client.walk(b"d/first").nodeid
+    os.link(source.root / "d/first", source.root / "e/second")
+    os.unlink(source.root / "d/first")
+    assert move(source, target) == []
+    assert target.client.getattr(nodeid).attr.size == 2
+
+
 def test_unlinked_by_path(serve: Serve) -> None:
     source, target = serve(), serve()
     made, opened = source.client.create(ROOT, b"gone")

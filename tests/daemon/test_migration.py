@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.core.served import REAL_ROOT
 from tests.daemon.daemon import Daemon, guest, kinds, open_files, settled_files, until
 from tests.daemon.moving import Journey, load, move, save
+from tests.disk import ext4, forget_names
 from tests.fuseclient import ROOT
 from vfsd._fuse import lib
 
@@ -139,6 +140,33 @@ def test_more_inodes_than_descriptors(daemons: Daemons, share: Path) -> None:
             assert client.getattr(nodeid).attr.ino == (share / str(number)).stat().st_ino
         assert client.read(known[500], fh, 1) == b""
         assert len(open_files(target.control)) < 300
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory to share, on an ext4 of its own."""
+    with ext4(tmp_path) as path:
+        yield path
+
+
+@pytest.mark.skipif(not REAL_ROOT, reason="a file handle is opened by root only")
+def test_names_that_the_host_has_forgotten(disk: Path, daemons: Daemons) -> None:
+    """Of files without a descriptor, since its memory was short."""
+    source = daemons("--rlimit-nofile=400", directory=disk)
+    target = daemons("--rlimit-nofile=300", directory=disk)
+    known = {}
+    with guest(source) as (frontend, client):
+        for directory in range(10):
+            (disk / str(directory)).mkdir()
+            at = client.lookup(ROOT, b"%d" % directory).nodeid
+            for number in range(100):
+                path = disk / str(directory) / str(number)
+                path.touch()
+                known[path] = client.lookup(at, b"%d" % number).nodeid
+        forget_names(disk)
+        move(frontend, target)
+        for path, nodeid in known.items():
+            assert client.getattr(nodeid).attr.ino == path.stat().st_ino
 
 
 def test_unlinked_files_are_refused(daemons: Daemons, share: Path) -> None:

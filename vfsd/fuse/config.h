@@ -140,6 +140,7 @@ struct state_inode {            /* `len` bytes follow, and zeros up to a multipl
 
 #define STATE_CONFIRM 1 /* what is known of closed inodes is looked at again */
 #define STATE_TAGS 2    /* file handles are told, and compared */
+#define STATE_HANDLES 4 /* inodes are found by file handle where the host can, else by path */
 
 struct state_handle {
 	uint64_t fh;

@@ -107,7 +107,7 @@ void priv_refused(struct priv *priv);
 
 /* For a migration (config.h, state_inode), while no request is served. A walk over the inodes the guest knows, each after
  * the one it is found through; state_save packs the next ones into `to` (STATE_ROOM bytes at least), up to one that is
- * lost; none after the last. STATE_CONFIRM, STATE_TAGS. */
+ * lost; none after the last. STATE_CONFIRM, STATE_TAGS, STATE_HANDLES. */
 struct state_walk *state_walk_new(struct core *core, uint32_t flags);
 void state_walk_free(struct state_walk *walk);
 void state_save(struct state_walk *walk, uint8_t *to, uint64_t size, struct state_progress *progress);

@@ -1,6 +1,6 @@
 /* The inode table's records, for the files that work on them: inode.c and inode_table.c (the table), inode_index.c (from keys to slots),
  * locate.c and locator.c (how an inode is found again), mounts.c (through which descriptor), evict.c (which is closed), restore.c (and opened again),
- * state_save.c and state_load.c (what a migration takes along).
+ * state_save.c, state_names.c and state_load.c (what a migration takes along).
  *
  * Every function here marked "locked" is called, and returns, with the table's lock held.
  */
@@ -13,7 +13,7 @@
 #define INODE_FIRST 2
 
 /* How an inode without a descriptor is found. */
-#define BY_NAME 1   /* `name` in the directory `base` */
+#define BY_NAME 1   /* a name in the directory `base` */
 #define BY_HANDLE 2 /* a file handle, opened through the directory `base` of the same mount */
 
 #define LOCATOR_INLINE 36
@@ -166,9 +166,11 @@ bool nlookup_tell(struct core *core, uint32_t slot);
  * *base) and the inode's present key, or -errno: it can't be, and keeps its descriptor. */
 int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, struct locator *to, uint32_t *base);
 /* The same of any open inode, whether or not it could be told from a later one of its number. `near`: a directory that it
- * may be in, a nodeid; `handle` tells no more than it has. */
+ * may be in, a nodeid; `handle` tells no more than it has; `how`: BY_NAME, BY_HANDLE or both. */
 int locate_near(struct core *core, uint64_t near, int fd, const struct inode_key *key, const struct inode_handle *handle,
-		struct locator *to, uint32_t *base);
+		int how, struct locator *to, uint32_t *base);
+/* Whether a name in a directory leads to the inode, which an open descriptor keeps from being another. */
+bool name_leads(int dir_fd, const char *name, const struct inode_key *key);
 /* locator.c. Locked: a locator written to and read from a closed record. -ENOSPC when its tails find no room. */
 int locator_write(struct core *core, uint32_t slot, const struct locator *from);
 void locator_read(struct core *core, uint32_t slot, struct locator *to);
@@ -213,6 +215,13 @@ void descriptor_got(struct core *core, uint32_t slot);
 void descriptor_gone(struct core *core, uint32_t slot);
 /* restore.c. The descriptor of a pinned inode, which is re-opened if it was closed. -errno leaves the pin. */
 int inode_restore(struct core *core, uint32_t slot);
+
+/* state_names.c: what the directories of the table call the inodes that are no directories, while no request is served.
+ * NULL without memory. */
+struct state_names *state_names_read(struct core *core);
+void state_names_free(struct state_names *names);
+/* The name that was seen of the inode in a slot, and the slot of its directory; or NULL. */
+const char *state_names_of(const struct state_names *names, uint32_t slot, uint32_t *dir);
 
 static inline void spare(struct core *core, uint32_t slot)
 {

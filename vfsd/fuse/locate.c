@@ -8,7 +8,9 @@
  * Rule 3. An inode without a link is not located: nothing leads to it. One whose name was taken from it, but has others
  *         (what a program writes under a passing name, links to its own and unlinks), is looked for where it was looked
  *         up last, and beside where it was.
- * Rule 4. Only what tells a later inode of the same number from this one can be located: a file handle's tag, or a birth
+ * Rule 4. The kernel knows no path of an inode, but a directory, that was opened by file handle while no name of it was
+ *         cached, whatever is looked up later: it is not located by name. state_names.c finds it in a migration.
+ * Rule 5. Only what tells a later inode of the same number from this one can be located: a file handle's tag, or a birth
  *         time.
  */
 #include "inode.h"
@@ -79,10 +81,11 @@ static int find_place(struct core *core, int fd, struct place *place)
 
 	if (n < 0)
 		return (int)n;
-	place->name = strrchr(place->path, '/');
-	if (n == sizeof(place->path) - 1 || !place->name || !*++place->name)
+	if (n == sizeof(place->path) - 1)
 		return -ENAMETOOLONG;
-	return 0;
+	place->name = strrchr(place->path, '/');
+	/* That of one without a path (rule 4) is "/". */
+	return place->name && *++place->name ? 0 : -ENOENT;
 }
 
 /* The directory that an inode is in now, or -1. Nothing of the table is opened for it. */
@@ -102,8 +105,7 @@ static int open_parent(int fd, const struct inode_key *key, const struct place *
 	return syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
 }
 
-/* Whether a name in a directory leads to the inode, which an open descriptor keeps from being another. */
-static bool leads(int dir_fd, const char *name, const struct inode_key *key)
+bool name_leads(int dir_fd, const char *name, const struct inode_key *key)
 {
 	struct inode_key found;
 	struct statx stat;
@@ -130,7 +132,7 @@ static bool find_name(struct core *core, int dir_fd, const struct inode_key *key
 	while (!found && left-- && (entry = readdir(dir))) {
 		size_t len = strlen(entry->d_name);
 
-		if (entry->d_ino != key->ino || len > LOCATOR_MAX || !leads(dir_fd, entry->d_name, key))
+		if (entry->d_ino != key->ino || len > LOCATOR_MAX || !name_leads(dir_fd, entry->d_name, key))
 			continue;
 		memcpy(name, entry->d_name, len + 1);
 		found = true;
@@ -144,7 +146,7 @@ static bool has_name(struct core *core, int dir_fd, const struct inode_key *key,
 {
 	size_t len = strlen(name), mark = sizeof(deleted) - 1;
 
-	if (leads(dir_fd, name, key))
+	if (name_leads(dir_fd, name, key))
 		return true;
 	return len > mark && strcmp(name + len - mark, deleted) == 0 && find_name(core, dir_fd, key, name);
 }
@@ -250,14 +252,14 @@ static int locate_by_name(struct core *core, uint64_t near, int fd, const struct
 }
 
 int locate_near(struct core *core, uint64_t near, int fd, const struct inode_key *key, const struct inode_handle *handle,
-		struct locator *to, uint32_t *base)
+		int how, struct locator *to, uint32_t *base)
 {
 	int error = -EOPNOTSUPP;
 
 	*to = (struct locator){.tag = handle->tag};
-	if (core->config.flags & CORE_FILE_HANDLES)
+	if (how & BY_HANDLE)
 		error = locate_by_handle(core, near, fd, key, handle, to, base);
-	if (error < 0 && !(core->config.flags & CORE_FILE_HANDLES_ONLY))
+	if (error < 0 && (how & BY_NAME))
 		error = locate_by_name(core, near, fd, key, to, base);
 	if (error == 0)
 		to->base = slots_id(&core->inodes, *base);
@@ -269,6 +271,8 @@ int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, stru
 	struct inode_handle handle;
 	struct statx stat;
 	uint64_t near;
+	int how = (core->config.flags & CORE_FILE_HANDLES ? BY_HANDLE : 0) |
+		  (core->config.flags & CORE_FILE_HANDLES_ONLY ? 0 : BY_NAME);
 	int error = stat_fd(fd, &stat);
 
 	if (error < 0)
@@ -282,5 +286,5 @@ int locate(struct core *core, uint32_t slot, int fd, struct inode_key *key, stru
 	pthread_mutex_lock(&core->inodes.lock);
 	near = inode_record(core, slot)->base;
 	pthread_mutex_unlock(&core->inodes.lock);
-	return locate_near(core, near, fd, key, &handle, to, base);
+	return locate_near(core, near, fd, key, &handle, how, to, base);
 }

@@ -2,6 +2,7 @@
  *
  * Rule 1. An inode comes after the one it is found through, so that whoever loads it can open one after the other.
  * Rule 2. A record is found, or it says why not: what to make of that is decided where it is loaded.
+ *         By path that is where the kernel says it is, else where a directory of the table has a name of it.
  * Rule 3. What nobody misses is left out: an inode that has no name any more, and that the guest has not open, is about to
  *         be forgotten; and one that is lost already is no more lost where the guest goes.
  */
@@ -23,6 +24,7 @@ struct state_walk {
 	uint32_t depth;
 	uint32_t *stack; /* slots, each found through the next */
 	uint8_t *marks;  /* by slot */
+	struct state_names *names; /* NULL until one is needed */
 };
 
 /* One record in the making. */
@@ -54,6 +56,7 @@ struct state_walk *state_walk_new(struct core *core, uint32_t flags)
 
 void state_walk_free(struct state_walk *walk)
 {
+	state_names_free(walk->names);
 	free(walk->stack);
 	free(walk->marks);
 	free(walk);
@@ -109,6 +112,36 @@ static void lose(struct saved *saved, int error)
 	saved->inode.len = strlen(saved->bytes);
 }
 
+/* Whether a directory of the table has a name of an inode, by which it is saved then. */
+static bool save_name(struct state_walk *walk, uint32_t slot, const struct inode_key *key, struct saved *saved)
+{
+	struct core *core = walk->core;
+	const char *name;
+	uint32_t dir;
+	bool found;
+	int fd;
+
+	/* The kernel knows the path of any directory. */
+	if (key->type == S_IFDIR)
+		return false;
+	if (!walk->names)
+		walk->names = state_names_read(core);
+	name = walk->names ? state_names_of(walk->names, slot, &dir) : NULL;
+	if (!name)
+		return false;
+	core->inodes.private[dir].pins++;
+	fd = inode_restore(core, dir);
+	found = fd >= 0 && name_leads(fd, name, key);
+	inode_unpin_unlocked(core, dir);
+	if (!found)
+		return false;
+	saved->inode.how = STATE_PATH;
+	saved->inode.base = slots_id(&core->inodes, dir);
+	saved->inode.len = strlen(name);
+	memcpy(saved->bytes, name, saved->inode.len);
+	return true;
+}
+
 static bool is_open(struct core *core, uint64_t nodeid)
 {
 	uint64_t fh;
@@ -123,7 +156,8 @@ static bool is_open(struct core *core, uint64_t nodeid)
 static void save_open(struct state_walk *walk, uint32_t slot, int fd, struct saved *saved)
 {
 	struct core *core = walk->core;
-	bool by_handle = core->config.flags & CORE_FILE_HANDLES;
+	bool by_handle = walk->flags & STATE_HANDLES;
+	int how = by_handle ? BY_HANDLE | BY_NAME : BY_NAME;
 	struct inode_handle handle = {0};
 	struct inode_key key = {0};
 	struct locator locator;
@@ -140,27 +174,27 @@ static void save_open(struct state_walk *walk, uint32_t slot, int fd, struct sav
 		error = stat.stx_nlink || by_handle ? 0 : -ENOENT;
 	}
 	if (error == 0)
-		error = locate_near(core, inode_record(core, slot)->base, fd, &key, &handle, &locator, &base);
+		error = locate_near(core, inode_record(core, slot)->base, fd, &key, &handle, how, &locator, &base);
 	if (error == 0) {
 		inode_unpin_unlocked(core, base);
 		fill(saved, &locator);
 		return;
 	}
 	path_below(core, fd, saved->bytes);
-	if (!saved->bytes[0] || !leads(core, saved->bytes, &key)) {
+	if (saved->bytes[0] && leads(core, saved->bytes, &key)) {
+		saved->inode.how = STATE_PATH;
+		saved->inode.base = FUSE_ROOT_ID;
+		saved->inode.len = strlen(saved->bytes);
+	} else if (!stat.stx_nlink || !save_name(walk, slot, &key, saved)) {
 		lose(saved, error);
 		saved->left_out = stat.stx_nlink == 0 && !is_open(core, saved->inode.nodeid);
-		return;
 	}
-	saved->inode.how = STATE_PATH;
-	saved->inode.base = FUSE_ROOT_ID;
-	saved->inode.len = strlen(saved->bytes);
 }
 
 /* Whether what a closed inode's record says of it may be passed on as it is. */
 static bool passes(const struct state_walk *walk, const struct inode_record *record)
 {
-	bool by_handle = walk->core->config.flags & CORE_FILE_HANDLES;
+	bool by_handle = walk->flags & STATE_HANDLES;
 
 	return !(walk->flags & STATE_CONFIRM) && (record->how == BY_NAME) != by_handle;
 }

@@ -138,3 +138,13 @@ def test_gone(source: Served) -> None:
     (source.root / "file").unlink()
     assert fd >= 0 and nodeid not in {record.nodeid for record in save(source, paths=True)}
     lib.inode_put(source.core, nodeid)
+
+
+def test_out_of_descriptors(source: Served) -> None:
+    """What can't be opened to be looked at is missed. By names none of these can be closed again."""
+    crowd(source)
+    forget_names(source.root)
+    source.config.flags = 0
+    source.restart()
+    assert len(save(source)) == lib.core_inode_count(source.core) - 1
+    assert errno.ENFILE in {record.error for record in save(source)}

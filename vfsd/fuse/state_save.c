@@ -222,9 +222,9 @@ static void save_inode(struct state_walk *walk, uint32_t slot, struct saved *sav
 	if (fd >= 0) {
 		save_open(walk, slot, fd, saved);
 	} else {
-		/* It would have been found by an open file. */
+		/* One that is lost (rule 3), or could not be opened now. It would have been found by an open file. */
 		lose(saved, fd);
-		saved->left_out = true;
+		saved->left_out = fd == -ESTALE;
 	}
 	inode_unpin_unlocked(core, slot);
 }

@@ -1,10 +1,12 @@
 """Figures of daemons, each of which is alone in a guest of its own."""
 
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +70,13 @@ def cpu(guest: Guest) -> float:
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in guest.daemon.processes())
 
 
+def withheld() -> tuple[int, int]:
+    """Of the processors' time since the machine has booted what programs have had or could have had, and what of that
+    the hypervisor gave to somebody else, in clock ticks (/proc/stat)."""
+    user, nice, system, _, _, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return user + nice + system + irq + softirq + stolen, stolen
+
+
 def once(guest: Guest, work: Work) -> Figure:
     """A figure, of mounts that know nothing yet. Raises RuntimeError when the work fails, AssertionError or
     CalledProcessError when the share is not what it must be."""
@@ -101,17 +110,22 @@ def measure(
     def tell(what: str) -> None:
         print(f"round {number + 1} of {rounds}: {what}", file=sys.stderr)
 
+    def boot(each: int, stack: ExitStack) -> Guest:
+        tell(f"a guest for {daemons[each]}")
+        served = share(daemons[each], shared[(each + number) % len(shared)])
+        guest = stack.enter_context(Guest(served, settings=settings, kernel_name=kernel))
+        result = guest.run(warm(served.tag), LIMIT)
+        if result.status:
+            raise RuntimeError(f"the guest's programs: {result.text}{result.stderr.decode()}")
+        return guest
+
     for number in range(rounds):
-        with ExitStack() as stack:
-            guests: dict[int, Guest] = {}
-            for each in turns[number % len(turns)]:
-                tell(f"a guest for {daemons[each]}")
-                served = share(daemons[each], shared[(each + number) % len(shared)])
-                guests[each] = stack.enter_context(Guest(served, settings=settings, kernel_name=kernel))
-                release = guests[each].release
-                result = guests[each].run(warm(served.tag), LIMIT)
-                if result.status:
-                    raise RuntimeError(f"the guest's programs: {result.text}{result.stderr.decode()}")
+        # A guest ends with the thread that has booted it: that of the pool, which ends last.
+        with ThreadPoolExecutor(os.cpu_count()) as pool, ExitStack() as stack:
+            booting = {each: pool.submit(boot, each, stack) for each in turns[number % len(turns)]}
+            wait(booting.values())
+            guests = {each: future.result() for each, future in booting.items()}
+            release = guests[0].release
             for turn, name in enumerate(works, number):
                 for each in turns[turn % len(turns)]:
                     tell(f"{name}, {daemons[each]}")

@@ -11,7 +11,7 @@ from tests.bench.page import rows
 from tests.bench.parts import KERNEL, OWN
 from tests.bench.profile import Profile, Profiles, Wanted, profile_all
 from tests.bench.saved import Measured
-from tests.bench.table import GOAL, PLACEMENTS, count, fastest_peer, limit
+from tests.bench.table import GOAL, count, fastest_peer, limit, setting_title
 from tests.bench.workloads import WORKLOADS
 
 #: What is written of tables whose rows nobody has looked into.
@@ -84,7 +84,7 @@ def profile_table(profiles: Profiles) -> str:
                "most of the CPU time"]  # fmt: skip
     lines = [line(columns), ruler(len(columns))]
     for (name, setting), row in profiles.items():
-        title = f"{WORKLOADS[name].title}, depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+        title = f"{WORKLOADS[name].title}, {setting_title(setting)}"
         for daemon, each in row.items():
             times = (each.seconds, each.waiting, *(each.of(part) for part in (*KERNEL, *OWN)))
             driver, calls = min(each.driver / each.seconds, 1), "" if each.calls is None else count(each.calls)
@@ -106,7 +106,7 @@ def _summary(causes: Sequence[Cause]) -> Iterator[str]:
     yield ruler(len(present) + 2)
     for (kind, setting), rows_ in _settings(causes).items():
         tally = Counter(each.verdict for each in rows_)
-        title = f"{kind}, depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+        title = f"{kind}, {setting_title(setting)}"
         yield line([title, str(len(rows_)), *(str(tally[name]) for name in present)])
 
 
@@ -114,7 +114,7 @@ def table(causes: Sequence[Cause], commit: str) -> str:
     """Of all rows, and how many there are of each kind."""
     lines = [*_summary(causes), ""]
     for (kind, setting), rows_ in _settings(causes).items():
-        title = f"{kind}, depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+        title = f"{kind}, {setting_title(setting)}"
         lines += [f"<details><summary>{title}: row by row</summary>", "", line(COLUMNS), ruler(len(COLUMNS)),
                   *map(_line, rows_), "", "</details>", ""]  # fmt: skip
     fewest = min((each.ours.samples for each in causes), default=0)

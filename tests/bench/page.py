@@ -14,7 +14,6 @@ from tests.bench.saved import Measured
 from tests.bench.table import (
     COMPARED,
     GOAL,
-    PLACEMENTS,
     Row,
     compared,
     everything,
@@ -22,6 +21,7 @@ from tests.bench.table import (
     limit,
     medians,
     rate_spread,
+    setting_title,
 )
 from tests.bench.workloads import WORKLOADS
 
@@ -54,7 +54,7 @@ def _setting(measured: Measured, setting: Setting) -> Iterator[str]:
     if not found:
         return
     columns = list(dict.fromkeys(name for row in found.values() for name in row))
-    yield f"### Depth {setting.depth}, {PLACEMENTS[setting.placement]}\n"
+    yield f"### {setting_title(setting).capitalize()}\n"
     yield line(COMPARED)
     yield ruler(len(COMPARED))
     yield from (compared(name, row) for name, row in found.items())
@@ -107,7 +107,7 @@ def summary(measured: Measured) -> list[str]:
     for setting in measured.plan.settings:
         if not (found := rows(measured, setting)):
             continue
-        title = f"depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+        title = setting_title(setting)
         lines.append(line([title, *_counts(found)]))
         if slower := ", ".join(_behind(found)):
             behind.append(f"- {title}: {slower}")

@@ -12,6 +12,10 @@ PLACEMENTS = {"one": "driver and daemon on one core", "two": "driver and daemon 
               "free": "placed by the host"}  # fmt: skip
 
 
+def setting_title(setting: Setting) -> str:
+    return f"depth {setting.depth}, {PLACEMENTS[setting.placement]}"
+
+
 def count(value: float) -> str:
     """As short as a noisy figure may be."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
@@ -84,7 +88,7 @@ def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
     waits = "watches the ring" if plan.spin else "sleeps until it is called"
     columns = [name for name in (*plan.daemons, BARE) if any(name in row for row in rows.values())]
     lines = [
-        f"Depth {setting.depth}, {PLACEMENTS[setting.placement]}. The driver {waits}. "
+        f"{setting_title(setting).capitalize()}. The driver {waits}. "
         "Operations per second; the daemon's CPU time for one, µs"
         + ("; how long half of the requests, and 99 of 100, took at most, µs." if plan.timed else "."),
         "",

@@ -91,6 +91,12 @@ def compile_all() -> None:
     subprocess.run([sys.executable, "-m", "compileall", "-qq", *places], env=keeps, check=False)
 
 
+def cpu_time(pid: int) -> float:
+    """Seconds of CPU time, user and system, that a process has used: the kernel's own count, which is finer than the
+    clock ticks of /proc (clock_getcpuclockid(3)). Raises OSError when it has ended."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
 def processes(pid: int) -> Iterator[int]:
     """A process and all that descend from it."""
     yield pid
@@ -157,13 +163,17 @@ class Daemon:
             os.sched_setaffinity(task, cpus)
 
     def cpu(self) -> dict[int, float]:
-        """Seconds of CPU time, user and system, that each of its processes has used: the kernel's own count, which is
-        finer than the clock ticks of /proc (clock_getcpuclockid(3))."""
+        """What each of its processes has used."""
         used = {}
         for pid in processes(self.process.pid):
             with suppress(OSError):
-                used[pid] = time.clock_gettime(~pid << 3 | 2)
+                used[pid] = cpu_time(pid)
         return used
+
+    def cpu_since(self, before: dict[int, float]) -> float:
+        """Seconds of CPU time that all of them have used since cpu() gave this; those that have ended since do not
+        count."""
+        return sum(used - before.get(pid, 0.0) for pid, used in self.cpu().items())
 
     def memory(self) -> float:
         """MiB of all its processes, without the guest's memory; shared pages count once (PSS)."""

@@ -111,7 +111,7 @@ def measure(guest: Guest, workload: Workload, depth: int, plan: Plan, content: b
     guest.run(script, seconds=plan.seconds / 5, spin=plan.spin)
     before = guest.daemon.cpu()
     run = guest.run(script, seconds=plan.seconds, spin=plan.spin, timed=plan.timed)
-    used = sum(seconds - before.get(pid, 0.0) for pid, seconds in guest.daemon.cpu().items())
+    used = guest.daemon.cpu_since(before)
     if not guest.daemon.kind.alone:
         for each in where:
             workload.finished(script, each)

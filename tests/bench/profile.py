@@ -98,7 +98,7 @@ class Subject:
             before, driver, begin = daemon.cpu(), time.thread_time(), time.monotonic()
             run = self.guest.run(script, seconds=seconds)
             end, driver = time.monotonic(), time.thread_time() - driver
-            used = sum(cpu - before.get(pid, 0.0) for pid, cpu in daemon.cpu().items())
+            used = daemon.cpu_since(before)
         self.stretches.append(Stretch(row, begin, end, run.units, run.seconds, used, driver))
 
     def _begin(self, row: tuple[str, Setting], script: Script, seconds: float) -> None:

@@ -4,14 +4,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.daemons import RUST, VFSD, C
+from tests.bench.daemons import RUST, VFSD, C, cpu_time
 from tests.guestbench.order import orders
 from tests.guestbench.work import FIO_SECONDS, WORKS, Work, prepare, warm
 from vfsd.guest import Guest, Settings, Share
@@ -66,8 +65,8 @@ def share(daemon: str, directory: Path) -> Share:
 
 
 def cpu(guest: Guest) -> float:
-    """Seconds of CPU time, user and system, that the daemon's processes have used (clock_getcpuclockid(3))."""
-    return sum(time.clock_gettime(~pid << 3 | 2) for pid in guest.daemon.processes())
+    """Seconds of CPU time that the daemon's processes have used."""
+    return sum(map(cpu_time, guest.daemon.processes()))
 
 
 def withheld() -> tuple[int, int]:

@@ -1,9 +1,7 @@
-/* How each side of a ring hears of the other: kicks, and interrupts (virtio 1.3, sections 2.7.7 and 2.7.10).
+/* How each side of a ring hears of the other: kicks, and whether an interrupt is wanted (virtio 1.3, sections 2.7.7 and
+ * 2.7.10). When one is sent: hold.c.
  *
  * Rule 1. A kick wakes by being written, not by having been: its counter is never read, which would be a system call more.
- * Rule 2. A ring's only thread may publish some chains before it tells the driver of them, while it knows of more to serve.
- *         It tells before it takes up what may last, and before it waits or leaves; if it dies first, the next worker
- *         tells (virtq.c, resume).
  */
 #include <errno.h>
 #include <poll.h>
@@ -19,13 +17,6 @@
 #define LOOK_INTERVAL 1
 /* Looks at a watched ring between two looks at the clock: about a microsecond. */
 #define LOOKS 16
-/* The driver is told of so many chains at once, or of those of so many nanoseconds. */
-#define HOLD_MAX 16
-#define HOLD_TIME 20000
-/* As many chains are left to be served when a driver with a core of its own is told: it wakes while they are. */
-#define HOLD_LEFT 8
-/* Interrupts with which a driver has to come, or not, more often than the other way, before it counts as sharing our core. */
-#define SHARED 4
 
 /* What became readable. */
 enum { KICK, STOP };
@@ -103,7 +94,7 @@ static bool in_a_hurry(const struct virtq *queue)
 static int watch(struct virtq *queue, uint64_t begin)
 {
 	struct virtq_state *state = queue->config.state;
-	uint32_t span = in_a_hurry(queue) && queue->shared < SHARED ? polling_begin(&queue->polling) : 0;
+	uint32_t span = in_a_hurry(queue) && !shares_our_core(queue) ? polling_begin(&queue->polling) : 0;
 	uint64_t now = begin, before;
 	int ret = 0;
 
@@ -124,6 +115,7 @@ static int watch(struct virtq *queue, uint64_t begin)
 		polling_failed(&queue->polling);
 		write_once(&state->polls_failed, state->polls_failed + 1);
 	}
+	pace_begin(queue, now);
 	return ret;
 }
 
@@ -159,9 +151,11 @@ static int rest(struct virtq *queue)
 
 int virtq_wait(struct virtq *queue)
 {
-	uint64_t begin = queue->polling.limit ? clock_ns() : 0;
-	int ret = watch(queue, begin);
+	uint64_t begin = queue->polling.limit ? clock_ns() : 0, end;
+	int ret;
 
+	pace_end(queue, begin);
+	ret = watch(queue, begin);
 	if (ret)
 		return ret;
 	ret = rest(queue);
@@ -176,8 +170,11 @@ int virtq_wait(struct virtq *queue)
 		ret = sleep_for_kick(queue, queue->config.kick < 0 ? LOOK_INTERVAL : -1);
 	if (ret > 0) {
 		want_kick(queue, false);
-		if (queue->polling.limit)
-			polling_slept(&queue->polling, clock_ns() - begin);
+		if (queue->polling.limit) {
+			end = clock_ns();
+			polling_slept(&queue->polling, end - begin);
+			pace_begin(queue, end);
+		}
 	}
 	return ret;
 }
@@ -203,67 +200,4 @@ bool interrupt_wanted(struct virtq *queue)
 	if (wanted && queue->config.call >= 0)
 		write_once(&state->interrupts, state->interrupts + 1);
 	return wanted;
-}
-
-/* An interrupt, by the only thread. Whoever has come while it was sent was given our core for it: across cores a wake-up
- * takes longer than sending it does. */
-static void interrupt(struct virtq *queue)
-{
-	uint16_t before = read_once(&queue->avail->idx);
-
-	signal_fd(queue->config.call);
-	if (read_once(&queue->avail->idx) == before)
-		queue->shared -= queue->shared > 0;
-	else
-		queue->shared += queue->shared < 2 * SHARED;
-}
-
-/* Whether the driver may be told of what is about to be published later, with more: there are chains to serve next. */
-static bool may_hold(struct virtq *queue)
-{
-	/* What has come meanwhile is served next. Whether the index makes sense, pop finds out. */
-	uint16_t left = load_acquire(&queue->avail->idx) - queue->last_avail;
-	uint64_t now;
-
-	if (left <= (queue->shared >= SHARED ? 0 : HOLD_LEFT))
-		return false;
-	now = clock_ns();
-	if (!queue->held)
-		queue->held_since = now;
-	return queue->held + 1 < HOLD_MAX && now - queue->held_since < HOLD_TIME;
-}
-
-/* Whether another thread may complete a chain now. One that has, has counted it last: what it did is seen then. */
-static bool others_complete(struct virtq *queue)
-{
-	uint32_t ours = 1 + queue->resubmit_count - queue->resubmit_next;
-
-	return virtq_pending(queue) != ours;
-}
-
-void complete_alone(struct virtq_chain *chain, uint32_t len)
-{
-	struct virtq *queue = chain->queue;
-	bool hold = may_hold(queue);
-	bool wanted = settle(chain, len, hold, others_complete(queue));
-
-	queue->held = hold ? queue->held + 1 : 0;
-	if (wanted)
-		interrupt(queue);
-	/* Last, as in virtq_complete. */
-	store_release(&queue->done_alone, queue->done_alone + 1);
-}
-
-void virtq_tell(struct virtq *queue)
-{
-	bool wanted;
-
-	if (!queue->held)
-		return;
-	queue->held = 0;
-	pthread_mutex_lock(&queue->used_lock);
-	wanted = interrupt_wanted(queue);
-	pthread_mutex_unlock(&queue->used_lock);
-	if (wanted)
-		interrupt(queue);
 }

@@ -1,5 +1,5 @@
-/* The inside of a queue, for virtq.c (its life and its path), notify.c (kicks and interrupts), chain.c (descriptors),
- * inflight.c (what survives) and suspect.c (what kills).
+/* The inside of a queue, for virtq.c (its life and its path), notify.c (kicks and interrupts), hold.c (when the
+ * latter are sent), chain.c (descriptors), inflight.c (what survives) and suspect.c (what kills).
  *
  * Lock order: pop_lock, then used_lock. Neither is held across a system call, but for pop_lock across the wait for a kick.
  */
@@ -42,6 +42,9 @@ struct virtq {
 	struct polling polling;
 	uint32_t held;               /* chains published that the only thread has not told of yet */
 	uint64_t held_since;         /* when it published the first of them, nanoseconds */
+	uint32_t pace;               /* what a chain takes it lately, nanoseconds; 0: not known */
+	uint64_t busy_since;         /* when it last found entries in a dry ring, nanoseconds; 0: not known */
+	uint16_t busy_from;          /* last_avail then */
 	uint32_t shared;             /* how sure it is that the driver runs on its core, when let: 0 to 2 * SHARED */
 
 	pthread_mutex_t used_lock;   /* protects what follows, the used ring, and the clearing of marks */
@@ -78,8 +81,14 @@ int virtq_wait(struct virtq *queue);
 bool stop_asked(struct virtq *queue);
 /* Whether the driver asked to hear of what was published since it was last told. Called with used_lock held. */
 bool interrupt_wanted(struct virtq *queue);
-/* virtq_complete by the only thread: it may hold back what it then has to virtq_tell. */
+
+/* hold.c: virtq_complete by the only thread: it may hold back what it then has to virtq_tell. */
 void complete_alone(struct virtq_chain *chain, uint32_t len);
+/* Whether the driver needs our core to come. */
+bool shares_our_core(const struct virtq *queue);
+/* The ring is dry no more, or is dry again, at this time in nanoseconds: what the chains in between took is remembered. */
+void pace_begin(struct virtq *queue, uint64_t now);
+void pace_end(struct virtq *queue, uint64_t now);
 
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
  * table outside memory, -ENOMEM, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */

@@ -1,0 +1,135 @@
+/* When the driver is told of what was published for it: at once, or with more. An interrupt is a system call, and a wake-up
+ * besides if the driver sleeps.
+ *
+ * Rule 1. Only a ring's only thread holds back, and while it knows of chains to serve. It tells before it takes up what may
+ *         last, and before it waits or leaves; if it dies first, the next worker tells (virtq.c, resume).
+ * Rule 2. It tells while what is left takes about as long as the driver takes to wake, so that neither waits for the
+ *         other. A driver that needs our core to wake is told last.
+ */
+#include "barrier.h"
+#include "clock.h"
+#include "queue.h"
+
+/* The driver is told of so many chains at once, or of those of so many nanoseconds. */
+#define HOLD_MAX 32
+#define HOLD_TIME 20000
+/* Of chains that take less than so many nanoseconds, so many are held back between two looks at the clock. */
+#define HOLD_QUICK 2000
+#define HOLD_LOOK 4
+/* Of what a driver with a core of its own takes to wake, the part that is worth serving chains in, nanoseconds: half of it
+ * across the cores of a virtual machine (polling.c). */
+#define HOLD_WAKING 8000
+/* Chains that are served in it, when it is not known how long one takes. */
+#define HOLD_LEFT 8
+/* Interrupts with which a driver has to come, or not, more often than the other way, before it counts as sharing our core. */
+#define SHARED 4
+
+bool shares_our_core(const struct virtq *queue)
+{
+	return queue->shared >= SHARED;
+}
+
+/* So many chains took so long. One that lasted tells nothing about the others. */
+static void pace_learn(struct virtq *queue, uint64_t span, uint32_t chains)
+{
+	uint64_t each = span / chains;
+	uint32_t last = each < HOLD_WAKING ? (uint32_t)each : HOLD_WAKING;
+
+	queue->pace = queue->pace ? queue->pace - queue->pace / 4 + last / 4 : last;
+}
+
+void pace_begin(struct virtq *queue, uint64_t now)
+{
+	queue->busy_since = now;
+	queue->busy_from = queue->last_avail;
+}
+
+void pace_end(struct virtq *queue, uint64_t now)
+{
+	uint16_t chains = queue->last_avail - queue->busy_from;
+
+	if (chains && queue->busy_since)
+		pace_learn(queue, now - queue->busy_since, chains);
+	queue->busy_since = 0;
+}
+
+/* An interrupt, by the only thread. Whoever has come while it was sent was given our core for it: across cores a wake-up
+ * takes longer than sending it does. */
+static void interrupt(struct virtq *queue)
+{
+	uint16_t before = read_once(&queue->avail->idx);
+
+	signal_fd(queue->config.call);
+	if (read_once(&queue->avail->idx) == before)
+		queue->shared -= queue->shared > 0;
+	else
+		queue->shared += queue->shared < 2 * SHARED;
+}
+
+/* Chains that are to be left when the driver is told. */
+static uint16_t left_when_told(const struct virtq *queue)
+{
+	if (shares_our_core(queue))
+		return 0;
+	return queue->pace ? HOLD_WAKING / queue->pace : HOLD_LEFT;
+}
+
+/* Whether what is held back has been so for long. */
+static bool held_long(struct virtq *queue)
+{
+	bool quick = queue->pace && queue->pace < HOLD_QUICK;
+	uint64_t now;
+
+	if (quick && queue->held % HOLD_LOOK)
+		return false;
+	now = clock_ns();
+	if (queue->held)
+		pace_learn(queue, now - queue->held_since, queue->held);
+	else
+		queue->held_since = now;
+	return now - queue->held_since >= HOLD_TIME;
+}
+
+/* Whether the driver may be told of what is about to be published later, with more: there are chains to serve next. */
+static bool may_hold(struct virtq *queue)
+{
+	/* What has come meanwhile is served next. Whether the index makes sense, pop finds out. */
+	uint16_t left = load_acquire(&queue->avail->idx) - queue->last_avail;
+
+	return left > left_when_told(queue) && queue->held + 1 < HOLD_MAX && !held_long(queue);
+}
+
+/* Whether another thread may complete a chain now. One that has, has counted it last: what it did is seen then. */
+static bool others_complete(struct virtq *queue)
+{
+	uint32_t ours = 1 + queue->resubmit_count - queue->resubmit_next;
+
+	return virtq_pending(queue) != ours;
+}
+
+void complete_alone(struct virtq_chain *chain, uint32_t len)
+{
+	struct virtq *queue = chain->queue;
+	bool hold = may_hold(queue);
+	bool wanted = settle(chain, len, hold, others_complete(queue));
+
+	queue->held = hold ? queue->held + 1 : 0;
+	if (wanted)
+		interrupt(queue);
+	/* Last, as in virtq_complete. */
+	store_release(&queue->done_alone, queue->done_alone + 1);
+}
+
+void virtq_tell(struct virtq *queue)
+{
+	bool wanted;
+
+	if (!queue->held)
+		return;
+	queue->held = 0;
+	pthread_mutex_lock(&queue->used_lock);
+	wanted = interrupt_wanted(queue);
+	pthread_mutex_unlock(&queue->used_lock);
+	if (wanted)
+		interrupt(queue);
+}

@@ -75,3 +75,41 @@ def test_a_copy_shares_blocks(mount: Mount, xfs: Path, long: bool) -> None:
     client.release(entry.nodeid, opened.fh)
     for nodeid in (source, entry.nodeid, directory):
         client.forget(nodeid)
+
+
+@pytest.fixture
+def overlay(mount: Mount, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One whose directories tell inode numbers that its files do not have: they lie on two file systems."""
+    layers, place = tmp_path_factory.mktemp("layers"), mount.root / "overlay"
+    lower, upper, work = layers / "lower", layers / "upper", layers / "work"
+    for path in (lower, upper, work, place):
+        path.mkdir()
+    if not mounted("-t", "tmpfs", "tmpfs", lower):
+        pytest.skip("mounting takes privilege")
+    for number in range(20):
+        (lower / f"lower-{number}").touch()
+        (upper / f"upper-{number}").touch()
+    option = f"lowerdir={lower},upperdir={upper},workdir={work},xino=off"
+    made = mounted("-t", "overlay", "-o", option, "overlay", place)
+    if made:
+        yield place
+        subprocess.run(["umount", "-l", place], check=True)
+    subprocess.run(["umount", "-l", lower], check=True)
+    if not made:
+        pytest.skip("no overlayfs, or none on this file system")
+
+
+def test_a_list_of_an_overlay_names_what_lookup_finds(mount: Mount, overlay: Path) -> None:
+    client = mount.client
+    directory = client.lookup(ROOT, b"overlay").nodeid
+    first, second = ({e.name: e.entry.nodeid for e in client.list(directory, plus=True)} for _ in range(2))
+    assert first == second
+    names = set(first) - {b".", b".."}
+    assert len(names) == 40
+    for name in names:
+        assert client.lookup(directory, name).nodeid == first[name] != 0
+    assert len(mount.descriptors()) == len(names) + 1
+    for name in names:
+        client.forget(first[name], 3)
+    client.forget(directory)
+    assert not mount.descriptors()

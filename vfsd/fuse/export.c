@@ -7,6 +7,7 @@
  *         that the guest knows out of the share.
  */
 #include "inode.h"
+#include "ops.h"
 
 #include <errno.h>
 #include <unistd.h>

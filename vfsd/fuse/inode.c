@@ -303,11 +303,13 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t d
 {
 	struct found found = {.fd = fd, .name = ""};
 	struct loose loose = {0};
+	bool known;
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
 	/* Another thread may have added it since inode_find, and a name was not sure to lead to a closed one. */
 	slot = find_surely(core, key, &found);
+	known = slot != 0;
 	if (!slot)
 		slot = insert(core, key, fd);
 	else if (is_closed(core, slot))
@@ -319,5 +321,18 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t d
 		loose_add(&loose, fd);
 	pthread_mutex_unlock(&core->inodes.lock);
 	loose_close(&loose);
-	return *nodeid ? 0 : -ENOMEM;
+	if (!*nodeid)
+		return -ENOMEM;
+	return known ? ENTRY_KNOWN : 0;
+}
+
+bool inode_is_about(struct core *core, uint64_t dev, uint64_t ino)
+{
+	const struct inode_key key = {.dev = dev, .ino = ino};
+	bool found;
+
+	pthread_mutex_lock(&core->inodes.lock);
+	found = index_first(core, &key) != 0;
+	pthread_mutex_unlock(&core->inodes.lock);
+	return found;
 }

@@ -172,8 +172,11 @@ struct found {
 /* The nodeid of a key, nlookup raised; 0 when unknown. */
 uint64_t inode_find(struct core *core, const struct inode_key *key, const struct found *found);
 /* The same for a key whose O_PATH descriptor is given away with the call, whatever it returns. `dir`: where it was
- * found, or 0. 0 or -errno. */
+ * found, or 0. 0, ENTRY_KNOWN when it was in the table before, or -errno. */
+#define ENTRY_KNOWN 1
 int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t dir, uint64_t *nodeid);
+/* Whether any inode of that number is in the table. */
+bool inode_is_about(struct core *core, uint64_t dev, uint64_t ino);
 
 /* Remembers a stamp for an inode, 0: none. Whether it is the one that was remembered. */
 bool inode_stamp(struct core *core, uint64_t nodeid, uint64_t stamp);
@@ -315,34 +318,12 @@ void nlookup_take_back(struct core *core, struct memo *memo);
 /* ops_dir.c. Nothing is known any more of where the descriptor of an open directory stands. */
 void position_forget(struct core *core, uint64_t fh);
 
-/* ops_entry.c */
 /* A directory that is pinned, as names are looked up in it. */
 struct directory {
 	int fd;
 	uint64_t nodeid;
 	struct inode_key key; /* tells where a submount begins */
 };
-/* What LOOKUP answers. With `reserved`, room for a descriptor was made before. 0 or -errno. */
-int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
-	     struct fuse_entry_out *out);
-/* The same for what was made just now, so that it is an inode nobody knows, and for which room was made. */
-int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out);
-/* What GETATTR answers of an inode, by a descriptor of it. 0 or -errno. */
-int attr_by_fd(struct core *core, uint64_t nodeid, int fd, struct fuse_attr_out *out);
-/* The same by an open handle. */
-int attr_by_handle(struct core *core, uint64_t nodeid, uint64_t fh, struct fuse_attr_out *out);
-/* The entry of an O_PATH descriptor, which is given away with the call; `dir` may be NULL. 0 or -errno. */
-int entry_new(struct core *core, const struct directory *dir, int fd, struct fuse_entry_out *out);
-
-/* export.c: what LOOKUP answers for "." and "..". 0 or -errno. */
-int entry_dots(struct core *core, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
-
-/* ops_file.c */
-/* Makes the descriptor of an open, perhaps of a file it made, a handle of `nodeid`, and the reply. It is given away,
- * whatever is returned: 0 or -errno. */
-int open_finish(struct core *core, uint64_t nodeid, int fd, uint32_t flags, bool made, struct fuse_open_out *out);
-/* The flags of a host open for a guest's flags: only what is safe and allowed here. */
-uint32_t host_flags(const struct core *core, uint32_t flags);
 
 /* priv.c: PRIV_KEEP or PRIV_KILL, for an open that truncates. */
 int truncation_kills(const struct core *core, const struct fuse_request *request, uint32_t open_flags);

@@ -118,11 +118,35 @@ static bool emit(struct reply *reply, const struct host_dirent *entry)
 	return at != NULL;
 }
 
+/* A request that is served. */
+struct listing {
+	uint64_t fh;
+	int fd;
+	const struct directory *dir; /* NULL: without entries */
+	bool misled;                 /* inode numbers that it tells lead to others */
+	uint64_t offset;             /* behind what is in the reply */
+	struct reply reply;
+};
+
+/* What is not about by the number that the directory tells is one that nobody knows. On an overlay it may have another. */
+static int list_entry(struct core *core, struct listing *listing, const struct host_dirent *entry,
+		      struct fuse_entry_out *out)
+{
+	const struct directory *dir = listing->dir;
+	int error;
+
+	if (listing->misled || inode_is_about(core, dir->key.dev, entry->ino))
+		return entry_at(core, dir, entry->name, false, out);
+	error = entry_opened(core, dir, entry->name, out);
+	listing->misled = error == ENTRY_KNOWN;
+	return error;
+}
+
 /* nodeid 0 says "no entry here, look it up" (fs/fuse/readdir.c, fuse_direntplus_link): for the dots, and for what went,
  * or cannot be reached, since it was read. */
-static bool emit_plus(struct core *core, struct reply *reply, const struct directory *dir,
-		      const struct host_dirent *entry)
+static bool emit_plus(struct core *core, struct listing *listing, const struct host_dirent *entry)
 {
+	struct reply *reply = &listing->reply;
 	uint32_t len = strlen(entry->name);
 	struct fuse_direntplus *plus =
 		(void *)reserve(reply, offsetof(struct fuse_direntplus, dirent), len);
@@ -132,19 +156,10 @@ static bool emit_plus(struct core *core, struct reply *reply, const struct direc
 	fill_dirent(&plus->dirent, entry, len);
 	if (is_dots(entry->name))
 		return true;
-	if (entry_at(core, dir, entry->name, false, &plus->entry_out) == 0)
+	if (list_entry(core, listing, entry, &plus->entry_out) >= 0)
 		plus->dirent.type = (plus->entry_out.attr.mode & S_IFMT) >> 12;
 	return true;
 }
-
-/* A request that is served. */
-struct listing {
-	uint64_t fh;
-	int fd;
-	const struct directory *dir; /* NULL: without entries */
-	uint64_t offset;             /* behind what is in the reply */
-	struct reply reply;
-};
 
 /* How much of the host may be read so that all of it fits: the shortest record, of 24 bytes, grows the most. What does not
  * fit would be read again, after a seek. */
@@ -164,7 +179,7 @@ static int64_t list_some(struct core *core, struct listing *listing, uint32_t si
 	for (at = 0; at < n;) {
 		const struct host_dirent *entry = (const void *)(buf + at);
 
-		if (!(listing->dir ? emit_plus(core, &listing->reply, listing->dir, entry) : emit(&listing->reply, entry)))
+		if (!(listing->dir ? emit_plus(core, listing, entry) : emit(&listing->reply, entry)))
 			break;
 		listing->offset = (uint64_t)entry->off;
 		at += entry->reclen;

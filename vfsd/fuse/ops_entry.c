@@ -51,7 +51,7 @@ static int entry_add(struct core *core, const struct directory *dir, int fd, con
 
 	key_of(stat, &key);
 	error = inode_add(core, &key, fd, dir ? dir->nodeid : 0, &nodeid);
-	if (error == 0)
+	if (error >= 0)
 		fill_entry(core, nodeid, dir, stat, out);
 	return error;
 }
@@ -69,6 +69,20 @@ int entry_new(struct core *core, const struct directory *dir, int fd, struct fus
 	return entry_add(core, dir, fd, &stat, out);
 }
 
+int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out)
+{
+	int fd = open_surely(core, dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
+
+	return fd < 0 ? fd : entry_new(core, dir, fd, out);
+}
+
+int entry_opened(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out)
+{
+	int error = make_room(core, 1);
+
+	return error < 0 ? error : entry_made(core, dir, name, out);
+}
+
 int entry_at(struct core *core, const struct directory *dir, const char *name, bool reserved,
 	     struct fuse_entry_out *out)
 {
@@ -76,7 +90,7 @@ int entry_at(struct core *core, const struct directory *dir, const char *name, b
 	struct inode_key key;
 	struct statx stat;
 	uint64_t nodeid;
-	int fd, error;
+	int error;
 
 	error = stat_name(dir->fd, name, &stat);
 	if (error < 0)
@@ -85,20 +99,9 @@ int entry_at(struct core *core, const struct directory *dir, const char *name, b
 	nodeid = inode_find(core, &key, &found);
 	if (nodeid) {
 		fill_entry(core, nodeid, dir, &stat, out);
-		return 0;
+		return ENTRY_KNOWN;
 	}
-	error = reserved ? 0 : make_room(core, 1);
-	if (error < 0)
-		return error;
-	fd = open_surely(core, dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
-	return fd < 0 ? fd : entry_new(core, dir, fd, out);
-}
-
-int entry_made(struct core *core, const struct directory *dir, const char *name, struct fuse_entry_out *out)
-{
-	int fd = open_surely(core, dir->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0);
-
-	return fd < 0 ? fd : entry_new(core, dir, fd, out);
+	return reserved ? entry_made(core, dir, name, out) : entry_opened(core, dir, name, out);
 }
 
 int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
@@ -116,7 +119,7 @@ int entry_from_fd(struct core *core, int fd, struct fuse_entry_out *out)
 	nodeid = inode_find(core, &key, &found);
 	if (nodeid) {
 		fill_entry(core, nodeid, NULL, &stat, out);
-		return 0;
+		return ENTRY_KNOWN;
 	}
 	/* No name is looked up: it is what was looked at. */
 	path_fd = reopen_surely(core, fd, O_PATH);

@@ -191,7 +191,7 @@ static int64_t list_some(struct core *core, struct listing *listing, uint32_t si
 static int64_t list(struct core *core, struct listing *listing)
 {
 	const struct reply *reply = &listing->reply;
-	uint32_t size = host_size(listing), used;
+	uint32_t size = host_size(listing), used = 0;
 	int64_t n = list_some(core, listing, size);
 
 	/* A name that is too long for that may fit all the same. */
@@ -202,13 +202,11 @@ static int64_t list(struct core *core, struct listing *listing)
 	/* An empty reply is the end of the directory; an entry that fits nowhere is not. */
 	if (reply->used == 0)
 		return n > 0 ? -EINVAL : 0;
-	do {
-		if (n + DIRENT_LONG <= size || reply->size - reply->used <= reply->size / 8)
-			break;
+	while (reply->used > used && n + DIRENT_LONG > size && reply->size - reply->used > reply->size / 8) {
 		used = reply->used;
 		size = host_size(listing);
 		n = list_some(core, listing, size);
-	} while (reply->used > used);
+	}
 	return reply->used;
 }
 

@@ -19,9 +19,10 @@
 #define DRIVER_PAGE 4096
 #define DRIVER_MAX_SIZE 1024
 #define DRIVER_LATENCIES 640
-/* For requests without a reply, each with its descriptor; and what one of them takes, in bytes. */
-#define DRIVER_PLACES 128
-#define DRIVER_PLACE 16384
+/* For requests without a reply, each with its descriptor: as many as a ring holds. What one of them takes, in bytes, no power
+ * of two: all would be at the same few places of a cache. */
+#define DRIVER_PLACES 1024
+#define DRIVER_PLACE (16384 + 64)
 
 /* What is done to a 64-bit field at a guest address: set before the request is sent; or, of the reply, kept or compared. */
 #define DRIVER_PUT 1
@@ -137,7 +138,7 @@ struct driver_run {
 	uint64_t *latencies;      /* of DRIVER_LATENCIES ranges of time (driver_range): replies that took so long; or NULL */
 	uint64_t places;          /* guest address of DRIVER_PLACES times DRIVER_PLACE bytes */
 	uint32_t spare_count;     /* of these places, those that are not in flight, */
-	uint16_t spare[128];      /* the last one first (DRIVER_PLACES) */
+	uint16_t spare[1024];     /* the last one first (DRIVER_PLACES) */
 	uint64_t unique;          /* the last one given away; even */
 	uint64_t begun;           /* when it began, nanoseconds of CLOCK_MONOTONIC; 0: not yet */
 	uint32_t busy;            /* lanes that have a request in flight */

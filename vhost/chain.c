@@ -10,6 +10,10 @@
 #include "barrier.h"
 #include "queue.h"
 
+/* Buffers of each kind that are fetched ahead: headers, arguments and a first page. Of many pages none is in a cache, and
+ * where they lie takes as long to find out as to read. */
+#define FETCHED 3
+
 /* A descriptor table: the ring's own, or an indirect one. `host` is NULL when it does not lie in one piece here. */
 struct table {
 	const struct vring_desc *host;
@@ -79,11 +83,13 @@ static int chain_add(struct virtq *queue, struct virtq_chain *chain, const struc
 		return n == -EFAULT ? 0 : n;
 	/* The driver's core has it in its cache: it comes here while the rest of the chain is read, and served. */
 	if (write) {
-		__builtin_prefetch(chain->out[chain->out_count].iov_base, 1);
+		if (chain->out_count < FETCHED)
+			__builtin_prefetch(chain->out[chain->out_count].iov_base, 1);
 		chain->out_count += n;
 		chain->out_len += desc->len;
 	} else {
-		__builtin_prefetch(chain->in[chain->in_count].iov_base);
+		if (chain->in_count < FETCHED)
+			__builtin_prefetch(chain->in[chain->in_count].iov_base);
 		chain->in_count += n;
 		chain->in_len += desc->len;
 	}

@@ -113,3 +113,18 @@ def test_a_list_of_an_overlay_names_what_lookup_finds(mount: Mount, overlay: Pat
         client.forget(first[name], 3)
     client.forget(directory)
     assert not mount.descriptors()
+
+
+def test_a_list_of_an_overlay_follows_a_copy_up(mount: Mount, overlay: Path) -> None:
+    """By it the birth time changes of a file that has another number than its directory tells."""
+    client = mount.client
+    directory = client.lookup(ROOT, b"overlay").nodeid
+    nodeid = client.lookup(directory, b"lower-0").nodeid
+    (overlay / "lower-0").chmod(0o600)
+    listed = {e.name: e.entry.nodeid for e in client.list(directory, plus=True) if e.entry.nodeid}
+    assert listed[b"lower-0"] == nodeid
+    assert len(mount.descriptors()) == len(listed) + 1
+    client.forget(nodeid)
+    for listed_nodeid in (*listed.values(), directory):
+        client.forget(listed_nodeid)
+    assert not mount.descriptors()

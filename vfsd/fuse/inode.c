@@ -227,44 +227,46 @@ static uint32_t find_open_place(struct core *core, const struct inode_key *key)
 }
 
 /* A record that differs in the birth time only is another inode, or the same on overlayfs, where a copy-up changes it.
- * Its own descriptor knows: the record follows. The nodeid, nlookup raised, or 0. Called, and returns, with the lock. */
-static uint64_t find_reborn(struct core *core, const struct inode_key *key, uint64_t dir, struct loose *loose)
+ * Its own descriptor knows: the record follows. Called, and returns, with the lock. */
+static void follow_birth(struct core *core, uint32_t slot, const struct inode_key *key, struct loose *loose)
 {
-	uint32_t slot = find_open_place(core, key);
 	struct inode_record *record = inode_record(core, slot);
 	struct inode_key now = {0};
-	uint64_t nodeid = 0;
 	struct statx stat;
 
-	if (!slot)
-		return 0;
 	core->inodes.private[slot].pins++;
 	pthread_mutex_unlock(&core->inodes.lock);
 	if (stat_fd(record->fd, &stat) == 0)
 		key_of(&stat, &now);
 	pthread_mutex_lock(&core->inodes.lock);
-	if (same_key(&now, key)) {
+	if (same_key(&now, key))
 		record->btime = key->btime;
-		nodeid = tell(core, slot, dir);
-	}
 	inode_unpin(core, slot, loose);
-	return nodeid;
+}
+
+/* find_surely, also of what was born again. */
+static uint32_t find_reborn(struct core *core, const struct inode_key *key, const struct found *found,
+			    struct loose *loose)
+{
+	uint32_t slot = find_surely(core, key, found);
+	uint32_t open = slot ? 0 : find_open_place(core, key);
+
+	if (!open)
+		return slot;
+	follow_birth(core, open, key, loose);
+	return find_surely(core, key, found);
 }
 
 uint64_t inode_find(struct core *core, const struct inode_key *key, const struct found *found)
 {
 	struct loose loose = {0};
-	uint64_t nodeid;
+	uint64_t nodeid = 0;
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
-	slot = find_surely(core, key, found);
-	if (!slot)
-		nodeid = find_reborn(core, key, found->dir, &loose);
-	else if (is_closed(core, slot) && !locator_agrees(core, slot, found))
-		/* It would not be found where it is known to be: it gets a descriptor, by inode_add. */
-		nodeid = 0;
-	else
+	slot = find_reborn(core, key, found, &loose);
+	/* A closed one would not be found where it is not known to be: it gets a descriptor, by inode_add. */
+	if (slot && (!is_closed(core, slot) || locator_agrees(core, slot, found)))
 		nodeid = tell(core, slot, found->dir);
 	pthread_mutex_unlock(&core->inodes.lock);
 	loose_close(&loose);
@@ -307,8 +309,9 @@ int inode_add(struct core *core, const struct inode_key *key, int fd, uint64_t d
 	uint32_t slot;
 
 	pthread_mutex_lock(&core->inodes.lock);
-	/* Another thread may have added it since inode_find, and a name was not sure to lead to a closed one. */
-	slot = find_surely(core, key, &found);
+	/* Not everybody has asked inode_find; another thread may have added it since; and a name was not sure to lead to a
+	 * closed one. */
+	slot = find_reborn(core, key, &found, &loose);
 	known = slot != 0;
 	if (!slot)
 		slot = insert(core, key, fd);

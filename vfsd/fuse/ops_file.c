@@ -135,6 +135,8 @@ int64_t op_open(struct core *core, struct fuse_request *request)
 	uint32_t flags = in->flags & ~(uint32_t)O_DIRECTORY;
 	int fd, error;
 
+	/* For whoever has a lease on the file. */
+	may_last(core, request);
 	fd = flags & O_TRUNC ? open_truncating(core, request, in) : inode_open(core, request->header.nodeid, flags);
 	if (fd < 0)
 		return fd;
@@ -183,6 +185,8 @@ static int open_existing(struct core *core, const struct fuse_request *request, 
 	if (opened == 0)
 		opened = check_file_system(core, fd, key.dev);
 	if (opened == 0) {
+		/* For whoever has a lease on the file, which nobody has on a new one. */
+		may_last(core, request);
 		dropped = cred_drop_dac_override();
 		opened = reopen_modifying(core, request, fd, flags, in->open_flags);
 		cred_restore_dac_override(dropped);

@@ -24,7 +24,6 @@
 #define PAYLOAD 8    /* what follows the fixed arguments stays in guest memory */
 #define IN_PLACE 16  /* the op puts its reply where it belongs */
 #define UNMOUNTED 32 /* allowed before INIT */
-#define MAY_WAIT 64  /* for whoever has a lease on the file, though nothing else is slow in it */
 
 struct row {
 	const char *name;
@@ -59,7 +58,7 @@ static const struct row rows[] = {
 	ROW(RMDIR,           0,                    0,                 1, 0, MODIFIES,             op_rmdir),
 	ROW(RENAME,          ARG(rename),          0,                 2, 0, MODIFIES,             op_rename),
 	ROW(LINK,            ARG(link),            ENTRY,             1, 0, MODIFIES,             op_link),
-	ROW(OPEN,            ARG(open),            OUT(open),         0, 0, MAY_WAIT,             op_open),
+	ROW(OPEN,            ARG(open),            OUT(open),         0, 0, 0,                    op_open),
 	ROW(READ,            ARG(read),            0,                 0, 0, IN_PLACE,             op_read),
 	ROW(WRITE,           ARG(write),           OUT(write),        0, 0, MODIFIES | PAYLOAD,   op_write),
 	ROW(STATFS,          0,                    OUT(statfs),       0, 0, 0,                    op_statfs),
@@ -80,7 +79,7 @@ static const struct row rows[] = {
 	ROW(SETLK,           ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(SETLKW,          ARG(lk),              0,                 0, 0, 0,                    NULL),
 	ROW(ACCESS,          ARG(access),          0,                 0, 0, 0,                    NULL),
-	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER | MAY_WAIT, op_create,
+	ROW(CREATE,          ARG(create),          ENTRY + OUT(open), 1, 0, MODIFIES | AS_CALLER, op_create,
 	    MASKED(create)),
 	ROW(IOCTL,           ARG(ioctl),           OUT(ioctl),        0, 0, 0,                    NULL),
 	ROW(DESTROY,         0,                    0,                 0, 0, UNMOUNTED,            NULL),
@@ -357,7 +356,7 @@ static int64_t serve_chain(struct core *core, struct virtq_chain *chain, bool wa
 		result = check_allowed(core, row, &request);
 	if (!waits)
 		fetch_add(&core->config.session->served[request.header.opcode], 1);
-	if (!row->serve || row->flags & MAY_WAIT)
+	if (!row->serve)
 		may_last(core, &request);
 	if (result == 0)
 		result = once_due(request.header.opcode) ? run_once(core, row, &request) : run(core, row, &request);

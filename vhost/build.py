@@ -22,6 +22,7 @@ def header(path: Path) -> str:
 ffi = FFI()
 ffi.cdef("struct iovec { void *iov_base; size_t iov_len; ...; };")
 ffi.cdef(header(HERE / "memory.h"))
+ffi.cdef(header(HERE / "pace.h"))
 ffi.cdef(header(HERE / "polling.h"))
 ffi.cdef(header(HERE / "virtq.h"))
 ffi.set_source("vhost._virtq", '#include "virtq.h"\n')

@@ -3,8 +3,8 @@
  *
  * Rule 1. Only a ring's only thread holds back, and while it knows of chains to serve. It tells before it takes up what may
  *         last, and before it waits or leaves; if it dies first, the next worker tells (virtq.c, resume).
- * Rule 2. It tells while what is left takes about as long as the driver takes to wake, so that neither waits for the
- *         other. A driver that needs our core to wake is told last.
+ * Rule 2. It tells while there is something left to serve until the driver is awake (pace.h). One that needs our core to wake
+ *         is told last.
  */
 #include "barrier.h"
 #include "clock.h"
@@ -16,11 +16,6 @@
 /* Of chains that take less than so many nanoseconds, so many are held back between two looks at the clock. */
 #define HOLD_QUICK 2000
 #define HOLD_LOOK 4
-/* Of what a driver with a core of its own takes to wake, the part that is worth serving chains in, nanoseconds: half of it
- * across the cores of a virtual machine (polling.c). */
-#define HOLD_WAKING 8000
-/* Chains that are served in it, when it is not known how long one takes. */
-#define HOLD_LEFT 8
 /* Interrupts with which a driver has to come, or not, more often than the other way, before it counts as sharing our core. */
 #define SHARED 4
 
@@ -29,28 +24,12 @@ bool shares_our_core(const struct virtq *queue)
 	return queue->shared >= SHARED;
 }
 
-/* So many chains took so long. One that lasted tells nothing about the others. */
-static void pace_learn(struct virtq *queue, uint64_t span, uint32_t chains)
+void keep_pace(struct virtq *queue)
 {
-	uint64_t each = span / chains;
-	uint32_t last = each < HOLD_WAKING ? (uint32_t)each : HOLD_WAKING;
+	uint64_t now = clock_ns();
 
-	queue->pace = queue->pace ? queue->pace - queue->pace / 4 + last / 4 : last;
-}
-
-void pace_begin(struct virtq *queue, uint64_t now)
-{
-	queue->busy_since = now;
-	queue->busy_from = queue->last_avail;
-}
-
-void pace_end(struct virtq *queue, uint64_t now)
-{
-	uint16_t chains = queue->last_avail - queue->busy_from;
-
-	if (chains && queue->busy_since)
-		pace_learn(queue, now - queue->busy_since, chains);
-	queue->busy_since = 0;
+	pace_end(&queue->pace, now, queue->last_avail);
+	pace_begin(&queue->pace, now, queue->last_avail);
 }
 
 /* An interrupt, by the only thread. Whoever has come while it was sent was given our core for it: across cores a wake-up
@@ -66,25 +45,17 @@ static void interrupt(struct virtq *queue)
 		queue->shared += queue->shared < 2 * SHARED;
 }
 
-/* Chains that are to be left when the driver is told. */
-static uint16_t left_when_told(const struct virtq *queue)
-{
-	if (shares_our_core(queue))
-		return 0;
-	return queue->pace ? HOLD_WAKING / queue->pace : HOLD_LEFT;
-}
-
 /* Whether what is held back has been so for long. */
 static bool held_long(struct virtq *queue)
 {
-	bool quick = queue->pace && queue->pace < HOLD_QUICK;
+	bool quick = queue->pace.chain && queue->pace.chain < HOLD_QUICK;
 	uint64_t now;
 
 	if (quick && queue->held % HOLD_LOOK)
 		return false;
 	now = clock_ns();
 	if (queue->held)
-		pace_learn(queue, now - queue->held_since, queue->held);
+		pace_learn(&queue->pace, now - queue->held_since, queue->held);
 	else
 		queue->held_since = now;
 	return now - queue->held_since >= HOLD_TIME;
@@ -95,8 +66,9 @@ static bool may_hold(struct virtq *queue)
 {
 	/* What has come meanwhile is served next. Whether the index makes sense, pop finds out. */
 	uint16_t left = load_acquire(&queue->avail->idx) - queue->last_avail;
+	uint32_t least = shares_our_core(queue) ? 0 : pace_left(&queue->pace);
 
-	return left > left_when_told(queue) && queue->held + 1 < HOLD_MAX && !held_long(queue);
+	return left > least && queue->held + 1 < HOLD_MAX && !held_long(queue);
 }
 
 /* Whether another thread may complete a chain now. One that has, has counted it last: what it did is seen then. */

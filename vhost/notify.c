@@ -115,7 +115,7 @@ static int watch(struct virtq *queue, uint64_t begin)
 		polling_failed(&queue->polling);
 		write_once(&state->polls_failed, state->polls_failed + 1);
 	}
-	pace_begin(queue, now);
+	pace_begin(&queue->pace, now, queue->last_avail);
 	return ret;
 }
 
@@ -154,7 +154,7 @@ int virtq_wait(struct virtq *queue)
 	uint64_t begin = queue->polling.limit ? clock_ns() : 0, end;
 	int ret;
 
-	pace_end(queue, begin);
+	pace_end(&queue->pace, begin, queue->last_avail);
 	ret = watch(queue, begin);
 	if (ret)
 		return ret;
@@ -173,7 +173,7 @@ int virtq_wait(struct virtq *queue)
 		if (queue->polling.limit) {
 			end = clock_ns();
 			polling_slept(&queue->polling, end - begin);
-			pace_begin(queue, end);
+			pace_begin(&queue->pace, end, queue->last_avail);
 		}
 	}
 	return ret;

@@ -42,9 +42,7 @@ struct virtq {
 	struct polling polling;
 	uint32_t held;               /* chains published that the only thread has not told of yet */
 	uint64_t held_since;         /* when it published the first of them, nanoseconds */
-	uint32_t pace;               /* what a chain takes it lately, nanoseconds; 0: not known */
-	uint64_t busy_since;         /* when it last found entries in a dry ring, nanoseconds; 0: not known */
-	uint16_t busy_from;          /* last_avail then */
+	struct pace pace;
 	uint32_t shared;             /* how sure it is that the driver runs on its core, when let: 0 to 2 * SHARED */
 
 	pthread_mutex_t used_lock;   /* protects what follows, the used ring, and the clearing of marks */
@@ -86,9 +84,8 @@ bool interrupt_wanted(struct virtq *queue);
 void complete_alone(struct virtq_chain *chain, uint32_t len);
 /* Whether the driver needs our core to come. */
 bool shares_our_core(const struct virtq *queue);
-/* The ring is dry no more, or is dry again, at this time in nanoseconds: what the chains in between took is remembered. */
-void pace_begin(struct virtq *queue, uint64_t now);
-void pace_end(struct virtq *queue, uint64_t now);
+/* For a ring that does not run dry: what its chains take is learned all the same. */
+void keep_pace(struct virtq *queue);
 
 /* chain.c: fills the slot of `head` from the descriptor table. 0; -EPROTO for a rule broken, -EFAULT for an indirect
  * table outside memory, -ENOMEM, -E2BIG for more than VIRTQ_MAX_CHAIN buffers. */

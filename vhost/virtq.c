@@ -17,7 +17,7 @@
 #include "barrier.h"
 #include "queue.h"
 
-/* Chains popped in a row from a ring that never runs dry before `stop` is looked at. */
+/* Chains popped in a row from a ring that never runs dry before `stop`, and the time, are looked at. */
 #define STOP_INTERVAL 32
 /* Chains with more bytes than this may take long: what is held back is told of first. */
 #define HOLD_BYTES 32768
@@ -207,6 +207,7 @@ static bool stop_polled(struct virtq *queue)
 	if (queue->resubmit_next < queue->resubmit_count || queue->unpolled++ < STOP_INTERVAL)
 		return false;
 	queue->unpolled = 0;
+	keep_pace(queue);
 	return stop_asked(queue);
 }
 

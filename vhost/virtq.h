@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "memory.h"
+#include "pace.h"
 #include "polling.h"
 
 #define VIRTQ_MAX_SIZE 1024

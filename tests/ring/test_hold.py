@@ -72,9 +72,43 @@ def test_used_is_published_though_not_told_of(ring: Make, event_idx: bool) -> No
     assert r.marks() == []
 
 
-def test_the_slower_a_chain_the_fewer_are_left_when_the_driver_is_told(ring: Make) -> None:
-    """What is left is to last while it wakes. How long a chain takes is known when the ring has run dry once."""
-    r = ring(32)
+def test_the_slower_a_chain_the_fewer_are_left_when_the_driver_is_told() -> None:
+    """What is left is to last while it wakes."""
+    pace = ffi.new("struct pace *")
+    assert lib.pace_left(pace) == lib.PACE_LEFT, "nothing is known yet"
+    for chain, left in [(1000, 8), (2000, 4), (4000, 2), (7000, 1), (25000, 1)]:
+        for spell in range(30):
+            lib.pace_begin(pace, 1_000_000, 65530)
+            # Ten chains, and the index wraps.
+            lib.pace_end(pace, 1_000_000 + 10 * chain, 4)
+            assert spell < 29 or lib.pace_left(pace) == left
+
+
+@pytest.mark.parametrize("chain", [lib.PACE_LONG + 10, 10**6, 1 << 60])
+def test_chains_that_take_longer_are_told_of_at_once(chain: int) -> None:
+    for quick in (1, 5000):
+        pace = ffi.new("struct pace *")
+        lib.pace_learn(pace, quick, 1)
+        assert lib.pace_left(pace) < lib.PACE_NONE
+        for _ in range(40):
+            lib.pace_learn(pace, chain, 1)
+        assert lib.pace_left(pace) == lib.PACE_NONE
+
+
+def test_what_takes_no_time_tells_nothing() -> None:
+    pace = ffi.new("struct pace *")
+    lib.pace_learn(pace, 3, 4)
+    assert lib.pace_left(pace) == lib.PACE_LEFT
+    lib.pace_end(pace, 10**9, 7)
+    assert pace.chain == 0, "nobody knows when it began"
+    lib.pace_begin(pace, 10**9, 7)
+    lib.pace_end(pace, 2 * 10**9, 7)
+    assert pace.chain == 0, "nothing came"
+
+
+def test_a_driver_hears_at_once_of_chains_that_last(ring: Make) -> None:
+    """How long they take is known when the ring has run dry once."""
+    r = ring(128)
     r.config.poll_ns = 1000
     r.driver.used[0] = NO_NOTIFY  # until it sleeps for the first time
     told: list[int] = []
@@ -88,11 +122,12 @@ def test_the_slower_a_chain_the_fewer_are_left_when_the_driver_is_told(ring: Mak
     for batch in range(2):
         wait_for(lambda: not r.driver.used[0] & NO_NOTIFY)  # it sleeps
         with r.driver.at_once():
-            left(r, 3)
+            left(r, 12)
         r.driver.kick()
-        wait_for(lambda: r.state.completed == 3 * batch + 3)  # noqa: B023
+        wait_for(lambda: r.state.completed == 12 * batch + 12)  # noqa: B023
     assert r.stop() == [0]
-    assert told == [0, 1, 2, 3, 3, 4]
+    assert told[:3] == [0, 0, 1], "the first was held back"
+    assert told[12:] == [told[12] + number for number in range(12)]
 
 
 def test_chains_that_last_are_not_held_long(ring: Make) -> None:
@@ -111,8 +146,8 @@ def test_chains_that_last_are_not_held_long(ring: Make) -> None:
     served(r, handler)
     together = [len(list(chains)) for _, chains in itertools.groupby(told)]
     assert together[0] <= 5
-    # The last two have too little behind them.
-    assert set(together[1:-2]) == {2}
+    assert max(together[1:]) <= 2
+    assert set(together[10:]) == {1}
 
 
 @pytest.mark.parametrize(("last", "told"), [("short", 0), ("large", 1), ("asks", 1), ("behind a deferred one", 1)])

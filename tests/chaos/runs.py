@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.chaos.bridge import Bridge
 from tests.chaos.storm import Killer, Outcome, known, settled, tree
-from tests.daemon.daemon import Daemon, kill_worker, kinds, open_files, until, workers
+from tests.daemon.daemon import Daemon, kill_worker, kinds, open_files, spares, until, workers
 from tests.frontend import FrontEnd
 
 WORK = Path(__file__).with_name("work.py")
@@ -98,7 +98,8 @@ def on_the_host(
 def look(outcome: Outcome, control: int, run: str) -> None:
     """At what the daemon holds. What the last worker has left is swept when it dies."""
     outcome.known = settled(lambda: known(control))
-    kill_worker(control)
+    dead = kill_worker(control)
+    # Of the next one's spare there is a descriptor, too.
+    until(lambda: workers(control) not in ([], [dead]) and spares(control))
     # The name of the run differs, too.
     outcome.descriptors = settled(lambda: sorted(kind.replace(run, "RUN") for kind in kinds(open_files(control))))
-    until(lambda: workers(control))

@@ -7,11 +7,12 @@ from tests.bench.cause import ACROSS, DISK, DRIVER, LIMIT, VFSD, Cause
 from tests.bench.daemons import VFSD as OURS
 from tests.bench.markdown import line, ruler
 from tests.bench.measure import Plan, Setting
-from tests.bench.page import rows
+from tests.bench.page import rows_of
 from tests.bench.parts import KERNEL, OWN
 from tests.bench.profile import Profile, Profiles, Wanted, profile_all
+from tests.bench.row import LIMIT as BOUND
 from tests.bench.saved import Measured
-from tests.bench.table import GOAL, count, fastest_peer, limit, setting_title
+from tests.bench.table import GOAL, count, setting_title
 from tests.bench.workloads import WORKLOADS
 
 #: What is written of tables whose rows nobody has looked into.
@@ -22,9 +23,9 @@ def wanted(measured: Measured) -> list[Wanted]:
     """The rows below the goal, each with vfsd and the fastest peer."""
     found = []
     for setting in measured.plan.settings:
-        for name, row in rows(measured, setting).items():
-            peer = fastest_peer(row)
-            if peer and OURS in row and row[OURS].rate < GOAL * row[peer].rate:
+        for name, row in rows_of(measured, setting).items():
+            peer = row.fastest_peer
+            if peer and OURS in row and row.ratio(OURS, peer).rate < GOAL:
                 found.append(Wanted(name, setting, [OURS, peer]))
     return found
 
@@ -37,10 +38,10 @@ def look_into(measured: Measured, rounds: int, seconds: float) -> list[Cause]:
     profile_all(asked, Plan([], [], [], rounds, seconds, measured.plan.where), profiles)
     found = []
     for name, setting, (_, peer) in asked:
-        row, profile = rows(measured, setting)[name], profiles[name, setting]
-        bound, rate = limit(row), row[peer].rate
+        row, profile = rows_of(measured, setting)[name], profiles[name, setting]
+        bound = row.ratio(BOUND, peer).rate if BOUND in row else None
         found.append(Cause(
-            measured.file_system, name, setting, peer, row[OURS].rate / rate, bound.rate / rate if bound else None,
+            measured.file_system, name, setting, peer, row.ratio(OURS, peer).rate, bound,
             profile[OURS].scaled(row[OURS]), profile[peer].scaled(row[peer]) if peer in profile else None,
         ))  # fmt: skip
     return found

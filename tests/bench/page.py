@@ -10,19 +10,9 @@ from pathlib import Path
 from tests.bench.daemons import RUST, VFSD, C
 from tests.bench.markdown import line, ruler
 from tests.bench.measure import Setting
+from tests.bench.row import LIMIT, Row, rows
 from tests.bench.saved import Measured
-from tests.bench.table import (
-    COMPARED,
-    GOAL,
-    Row,
-    compared,
-    everything,
-    fastest_peer,
-    limit,
-    medians,
-    rate_spread,
-    setting_title,
-)
+from tests.bench.table import COMPARED, GOAL, compared, everything, rate_spread, setting_title
 from tests.bench.workloads import WORKLOADS
 
 
@@ -44,13 +34,12 @@ def replaced(page: str, parts: Mapping[str, str]) -> str:
     return page
 
 
-def rows(measured: Measured, setting: Setting) -> dict[str, Row]:
-    figures = measured.results.figures
-    return {name: medians(figures[name, setting]) for name in measured.plan.workloads if (name, setting) in figures}
+def rows_of(measured: Measured, setting: Setting) -> dict[str, Row]:
+    return rows(measured.results.figures, measured.plan.workloads, setting)
 
 
 def _setting(measured: Measured, setting: Setting) -> Iterator[str]:
-    found = rows(measured, setting)
+    found = rows_of(measured, setting)
     if not found:
         return
     columns = list(dict.fromkeys(name for row in found.values() for name in row))
@@ -76,36 +65,36 @@ def _counts(found: Mapping[str, Row]) -> list[str]:
     """Of the rows that have peers: how many there are, and how many reach what; in the order of SUMMARY."""
     counts = dict.fromkeys(SUMMARY[1:], 0)
     for row in found.values():
-        peer, bound = fastest_peer(row), limit(row)
+        peer = row.fastest_peer
         if not peer or VFSD not in row:
             continue
-        ours, other = row[VFSD], row[peer]
-        if ours.rate >= GOAL * other.rate:
+        ratio = row.ratio(VFSD, peer)
+        if ratio.rate >= GOAL:
             verdict = SUMMARY[3]
-        elif bound and bound.rate < GOAL * other.rate:
+        elif LIMIT in row and row.ratio(LIMIT, peer).rate < GOAL:
             verdict = SUMMARY[4]
         else:
-            verdict = SUMMARY[5 if bound and ours.rate * NEAR >= bound.rate else 6]
+            verdict = SUMMARY[5 if LIMIT in row and row.ratio(VFSD, LIMIT).rate * NEAR >= 1 else 6]
         counts[SUMMARY[1]] += 1
-        counts[SUMMARY[2]] += ours.rate >= other.rate
+        counts[SUMMARY[2]] += ratio.rate >= 1
         counts[verdict] += 1
-        counts[SUMMARY[7]] += ours.cpu <= other.cpu
+        counts[SUMMARY[7]] += ratio.cpu <= 1
     return [str(count) for count in counts.values()]
 
 
 def _behind(found: Mapping[str, Row]) -> Iterator[str]:
     """The rows in which a peer is faster, and by how much."""
     for name, row in found.items():
-        peer = fastest_peer(row)
-        if peer and VFSD in row and row[VFSD].rate < row[peer].rate:
-            yield f"{WORKLOADS[name].title} ({row[VFSD].rate / row[peer].rate:.2f})"
+        peer = row.fastest_peer
+        if peer and VFSD in row and (ratio := row.ratio(VFSD, peer).rate) < 1:
+            yield f"{WORKLOADS[name].title} ({ratio:.2f})"
 
 
 def summary(measured: Measured) -> list[str]:
     """How many rows reach what, and which are behind."""
     lines, behind = [line(SUMMARY), ruler(len(SUMMARY))], []
     for setting in measured.plan.settings:
-        if not (found := rows(measured, setting)):
+        if not (found := rows_of(measured, setting)):
             continue
         title = setting_title(setting)
         lines.append(line([title, *_counts(found)]))
@@ -132,7 +121,7 @@ def tables(measured: Measured) -> str:
 def queues(measured: Measured) -> str:
     """Daemons down, workloads across: with one request queue and with more."""
     [setting] = measured.plan.settings
-    found = rows(measured, setting)
+    found = rows_of(measured, setting)
     lines = [line(["", *(WORKLOADS[name].title for name in found)]), ruler(len(found) + 1)]
     for daemon in measured.plan.daemons:
         cells = [everything(name, row, [daemon]).split(" | ")[1].removesuffix(" |") for name, row in found.items()]

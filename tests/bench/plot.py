@@ -6,8 +6,8 @@ from xml.etree import ElementTree as ET
 
 from tests.bench.daemons import VFSD
 from tests.bench.measure import Setting
+from tests.bench.row import LIMIT, Row
 from tests.bench.saved import Measured
-from tests.bench.table import fastest_peer, limit, medians
 from tests.bench.workloads import WORKLOADS
 
 #: Pixels.
@@ -44,11 +44,11 @@ Bars = Mapping[tuple[str, Setting], Bar]
 def bars(measured: Measured) -> Bars:
     found = {}
     for key, rounds in measured.results.figures.items():
-        row = medians(rounds)
-        peer = fastest_peer(row)
+        row = Row(rounds)
+        peer = row.fastest_peer
         if peer and VFSD in row:
-            bound = limit(row)
-            found[key] = Bar(row[VFSD].rate / row[peer].rate, bound.rate / row[peer].rate if bound else None)
+            bound = row.ratio(LIMIT, peer).rate if LIMIT in row else None
+            found[key] = Bar(row.ratio(VFSD, peer).rate, bound)
     return found
 
 

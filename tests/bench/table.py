@@ -1,11 +1,12 @@
-"""Results as Markdown: medians over the rounds."""
+"""Results as Markdown: medians over the rounds, and of the rounds' ratios."""
 
 import statistics
 from collections.abc import Sequence
 
-from tests.bench.daemons import ALONE, BARE, KINDS, VFSD
+from tests.bench.daemons import BARE, VFSD
 from tests.bench.markdown import line, ruler, spread
 from tests.bench.measure import Figure, Figures, Plan, Results, Setting
+from tests.bench.row import LIMIT, Row, rows
 from tests.bench.workloads import WORKLOADS
 
 PLACEMENTS = {"one": "driver and daemon on one core", "two": "driver and daemon on two cores",
@@ -27,28 +28,6 @@ def count(value: float) -> str:
 #: What vfsd is to be of the fastest peer's rate.
 GOAL = 1.5
 
-#: A daemon's figures for a row.
-Row = dict[str, Figure]
-
-
-def medians(row: dict[str, list[Figure]]) -> Row:
-    """Of rate and CPU time each."""
-    return {name: Figure(*map(statistics.median, zip(*figures, strict=True))) for name, figures in row.items()}
-
-
-def fastest_peer(row: Row) -> str | None:
-    peers = [name for name in row if name in KINDS and KINDS[name].peer]
-    return max(peers, key=lambda name: row[name].rate, default=None)
-
-
-def limit(row: Row) -> Figure | None:
-    """What a daemon would do that has the ring's costs and those of the system calls, one after the other."""
-    if not {ALONE, BARE} <= set(row):
-        return None
-    alone, bare = row[ALONE], row[BARE]
-    return Figure(1 / (1 / alone.rate + 1 / bare.rate), alone.cpu + bare.cpu)
-
-
 def _cell(figure: Figure | None) -> str:
     if not figure:
         return ""
@@ -56,18 +35,17 @@ def _cell(figure: Figure | None) -> str:
     return f"{count(figure.rate)}; {figure.cpu:.3g}{latency}"
 
 
-def _ratios(ours: Figure | None, other: Figure | None) -> list[str]:
-    if not ours or not other:
+def _ratios(row: Row, other: str | None) -> list[str]:
+    if not other or VFSD not in row or other not in row:
         return ["", ""]
-    return [f"{ours.rate / other.rate:.2f}", f"{ours.cpu / other.cpu:.2f}"]
+    return [f"{ratio:.2f}" for ratio in row.ratio(VFSD, other)]
 
 
 def compared(name: str, row: Row) -> str:
     """A line that compares vfsd with the fastest peer and the limit."""
-    ours, peer, bound = row.get(VFSD), fastest_peer(row), limit(row)
-    other = row[peer] if peer else None
-    cells = [_cell(ours), f"{peer}: {_cell(other)}" if peer else "", *_ratios(ours, other)]
-    return line([WORKLOADS[name].title, *cells, _cell(bound), *_ratios(ours, bound)])
+    peer = row.fastest_peer
+    cells = [_cell(row.get(VFSD)), f"{peer}: {_cell(row[peer])}" if peer else "", *_ratios(row, peer)]
+    return line([WORKLOADS[name].title, *cells, _cell(row.get(LIMIT)), *_ratios(row, LIMIT)])
 
 
 COMPARED = ["", "vfsd", "fastest peer", "rate: vfsd to it", "CPU: vfsd to it", "limit", "rate: vfsd to it",
@@ -84,9 +62,9 @@ def rate_spread(figures: Figures) -> float:
 
 def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
     """What was measured of it, as two tables: vfsd compared, and all there is."""
-    rows = {name: medians(figures[name, setting]) for name in plan.workloads if (name, setting) in figures}
+    found = rows(figures, plan.workloads, setting)
     waits = "watches the ring" if plan.spin else "sleeps until it is called"
-    columns = [name for name in (*plan.daemons, BARE) if any(name in row for row in rows.values())]
+    columns = [name for name in (*plan.daemons, BARE) if any(name in row for row in found.values())]
     lines = [
         f"{setting_title(setting).capitalize()}. The driver {waits}. "
         "Operations per second; the daemon's CPU time for one, µs"
@@ -94,9 +72,9 @@ def setting_tables(plan: Plan, setting: Setting, figures: Figures) -> list[str]:
         "",
     ]
     if VFSD in columns and len(columns) > 1:
-        lines += [line(COMPARED), ruler(len(COMPARED)), *(compared(name, row) for name, row in rows.items()), ""]
+        lines += [line(COMPARED), ruler(len(COMPARED)), *(compared(name, row) for name, row in found.items()), ""]
     lines += [line(["", *columns]), ruler(len(columns) + 1)]
-    return [*lines, *(everything(name, row, columns) for name, row in rows.items()), ""]
+    return [*lines, *(everything(name, row, columns) for name, row in found.items()), ""]
 
 
 def table(plan: Plan, results: Results) -> str:

@@ -16,9 +16,10 @@ from tests.bench.guest import BadReply, Guest, Run, Script
 from tests.bench.layout import Lane, Step
 from tests.bench.measure import Figure, Plan, Results, Setting, measure_all
 from tests.bench.measure import mounted as mount
+from tests.bench.row import LIMIT, Row
 from tests.bench.share import Files, content, places, prepare
 from tests.bench.syscalls import count as count_calls
-from tests.bench.table import compared, count, fastest_peer, limit, medians, table
+from tests.bench.table import compared, count, table
 from tests.bench.workloads import WORKLOADS, verify
 from tests.frontend import FEATURES
 from tests.fuseclient import HEADER
@@ -163,20 +164,29 @@ def test_a_daemon_that_ends_is_told_of(tmp_path: Path, files: Files) -> None:
 
 
 def test_what_vfsd_is_compared_with() -> None:
-    row = {
-        "vfsd": Figure(9.0, 2.0), "vfsd, no sandbox": Figure(8.0, 2.0), "Rust": Figure(2.0, 4.0), "C": Figure(3.0, 4.0),
-        ALONE: Figure(20.0, 0.5), BARE: Figure(60.0, 0.5),
-    }  # fmt: skip
-    assert fastest_peer(row) == "C"
-    assert fastest_peer({"vfsd": row["vfsd"], ALONE: row[ALONE]}) is None
-    bound = limit(row)
-    assert bound and bound.rate == pytest.approx(15.0) and bound.cpu == 1.0
-    assert limit({ALONE: row[ALONE]}) is None
+    ours, alone = [Figure(9.0, 2.0)], [Figure(20.0, 0.5)]
+    row = Row({
+        "vfsd": ours, "vfsd, no sandbox": [Figure(8.0, 2.0)], "Rust": [Figure(2.0, 4.0)], "C": [Figure(3.0, 4.0)],
+        ALONE: alone, BARE: [Figure(60.0, 0.5)],
+    })  # fmt: skip
+    assert row.fastest_peer == "C"
+    assert Row({"vfsd": ours, ALONE: alone}).fastest_peer is None
+    assert row[LIMIT].rate == pytest.approx(15.0) and row[LIMIT].cpu == 1.0
+    assert LIMIT in row and LIMIT not in [*row] and LIMIT not in Row({ALONE: alone})
     assert compared("getattr", row) == "| getattr | 9; 2 | C: 3; 4 | 3.00 | 0.50 | 15; 1 | 0.60 | 2.00 |"
 
 
-def test_medians() -> None:
-    assert medians({"vfsd": [Figure(1.0, 6.0), Figure(3.0, 5.0), Figure(2.0, 4.0)]}) == {"vfsd": Figure(2.0, 5.0)}
+def test_daemons_are_compared_within_each_round() -> None:
+    """The machine is slow in one round, and quick in another."""
+    ours = [Figure(4.0, 6.0), Figure(40.0, 2.0), Figure(9.0, 4.0)]
+    theirs = [Figure(2.0, 12.0), Figure(20.0, 4.0), Figure(12.0, 1.0)]
+    row = Row({"vfsd": ours, "C": theirs, "Rust": theirs[:2]})
+    assert row["vfsd"] == Figure(9.0, 4.0)
+    assert row.ratio("vfsd", "C") == (2.0, 0.5)
+    assert row.ratio("vfsd", "Rust") == (9 / 11, 0.5), "not in all rounds: of the medians"
+
+
+def test_numbers_are_short() -> None:
     assert [count(value) for value in (3.14159, 999.0, 12345.0, 250_000.0, 2_500_000.0)] == [
         "3.14", "999", "12.3k", "250k", "2.5M"
     ]  # fmt: skip

@@ -90,8 +90,9 @@ static bool in_a_hurry(const struct virtq *queue)
 }
 
 /* Watches a dry ring as long as that seems worth it: not where the driver needs our core to come. Kicks are not asked for
- * meanwhile, and of `stop` it is soon enough to hear then. 1: there is an entry; 0: there is none yet; -errno. */
-static int watch(struct virtq *queue, uint64_t begin)
+ * meanwhile, and of `stop` it is soon enough to hear then. 1: there is an entry; 0: there is none yet; -errno. Never inlined:
+ * a profile is to tell time that passes here from what serving takes. */
+static __attribute__((noinline)) int watch(struct virtq *queue, uint64_t begin)
 {
 	struct virtq_state *state = queue->config.state;
 	uint32_t span = in_a_hurry(queue) && !shares_our_core(queue) ? polling_begin(&queue->polling) : 0;

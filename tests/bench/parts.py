@@ -43,7 +43,7 @@ PREFIX = re.compile(r"^(__(x64|ia32|arm64|se|do)_sys_|ksys_|do_sys_|__sys_|do_)"
 #: The way out of a call: with what was put off until then, or to another process.
 EXIT = {"exit_to_user_mode_loop", "syscall_exit_to_user_mode", "exit_to_user_mode_prepare"}
 #: Of our extensions, where a dry ring is watched for more.
-WATCHES = {"virtq_wait", "avail_ready"}
+WATCHES = {"watch", "virtq_wait", "avail_ready"}
 
 
 def is_kernel(frame: Frame) -> bool:
@@ -81,7 +81,8 @@ def part(frames: Sequence[Frame]) -> Part:
         return _in_kernel([frame.symbol for frame in frames if is_kernel(frame)])
     symbol, place = frames[0]
     if place.startswith("_virtq"):
-        return Part.WATCH if symbol in WATCHES else Part.RING
+        # After a dot is how the compiler came by it.
+        return Part.WATCH if symbol.partition(".")[0] in WATCHES else Part.RING
     if place.startswith("_fuse"):
         return Part.CORE
     if place.startswith(("libc.", "libc-", "ld-", "libpthread", "[vdso]")):

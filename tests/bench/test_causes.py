@@ -102,6 +102,7 @@ def test_calls_by_name() -> None:
         ("_virtq.abi3.so", "run_alone", Part.RING),
         ("_virtq.abi3.so", "virtq_wait", Part.WATCH),
         ("_virtq.abi3.so", "avail_ready", Part.WATCH),
+        ("_virtq.abi3.so", "watch.lto_priv.0", Part.WATCH),
         ("_fuse.abi3.so", "avail_ready", Part.CORE),
         ("libc.so.6", "[unknown]", Part.LIBC),
         ("[vdso]", "__vdso_clock_gettime", Part.LIBC),

@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tests.driver import Allocator, DriverQueue, GuestMemory, layout
@@ -234,6 +234,20 @@ class Ring:
         self.arena.close()
         for fd in (self.memfd, self.kick, self.call, self.err, self.stop_fd):
             os.close(fd)
+
+
+def stream(ring: Ring, messages: Iterable[bytes], free: int, indirect: Iterable[bool]) -> None:
+    """Has each message served by `echo`, at most as many at a time as leave so many descriptors free."""
+    flying: dict[int, bytes] = {}
+    for message, table in zip(messages, indirect, strict=False):
+        if len(ring.driver.free) < free:
+            head, expected = next(iter(flying.items()))
+            assert ring.driver.wait(head).data == expected
+            del flying[head]
+        flying[ring.driver.add([message], [10], indirect=table)] = message
+        ring.driver.kick()
+    for head, expected in flying.items():
+        assert ring.driver.wait(head).data == expected
 
 
 def interrupts(ring: Ring) -> int:

@@ -12,7 +12,7 @@ import pytest
 from tests.bench.build import ffi as bench_ffi
 from tests.bench.build import lib as bench
 from tests.driver import NO_NOTIFY
-from tests.ring.ring import DEFERRED, Chain, Reply, Ring, echo, interrupts, wait_for
+from tests.ring.ring import DEFERRED, Chain, Reply, Ring, echo, interrupts, stream, wait_for
 from vhost._virtq import ffi, lib
 
 Make = Callable[..., Ring]
@@ -233,17 +233,7 @@ def test_deferred_chains_are_completed_beside_one_thread(ring: Make) -> None:
         return DEFERRED
 
     r.start(handler)
-    flying: dict[int, bytes] = {}
-    for i in range(2000):
-        if len(r.driver.free) < 34:
-            head, expected = next(iter(flying.items()))
-            assert r.driver.wait(head).data == expected
-            del flying[head]
-        message = bytes([i & 0xFF, i >> 8])
-        flying[r.driver.add([message], [10], indirect=True)] = message
-        r.driver.kick()
-    for head, expected in flying.items():
-        assert r.driver.wait(head).data == expected
+    stream(r, (bytes([i & 0xFF, i >> 8]) for i in range(2000)), 34, itertools.repeat(True))
     pool.shutdown()
     assert r.stop() == [0]
     assert lib.virtq_pending(r.queue) == 0

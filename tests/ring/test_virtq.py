@@ -1,5 +1,6 @@
 """The ring engine at work: what an honest driver sees."""
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.driver import NEXT, WRITE, Buffer
-from tests.ring.ring import DEFERRED, PAGE, Chain, Reply, Ring, echo, wait_for
+from tests.ring.ring import DEFERRED, PAGE, Chain, Reply, Ring, echo, stream, wait_for
 from vhost._virtq import lib
 
 Make = Callable[..., Ring]
@@ -257,17 +258,7 @@ def test_load_on_several_threads(ring: Make, event_idx: bool) -> None:
     """Heads are given back at once, so that taking one races with the end of its completion."""
     r = ring(4, event_idx=event_idx)
     r.start(threads=4)
-    flying: dict[int, bytes] = {}
-    for i in range(3000):
-        if len(r.driver.free) < 2:
-            head, expected = next(iter(flying.items()))
-            assert r.driver.wait(head).data == expected
-            del flying[head]
-        message = b"%d" % i
-        flying[r.driver.add([message], [10], indirect=bool(i & 1))] = message
-        r.driver.kick()
-    for head, expected in flying.items():
-        assert r.driver.wait(head).data == expected
+    stream(r, (b"%d" % i for i in range(3000)), 2, itertools.cycle([False, True]))
     assert r.stop() == [0] * 4
     assert r.marks() == []
     r.park()

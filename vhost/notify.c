@@ -152,7 +152,7 @@ static int rest(struct virtq *queue)
 
 int virtq_wait(struct virtq *queue)
 {
-	uint64_t begin = queue->polling.limit ? clock_ns() : 0, end;
+	uint64_t begin = clock_ns(), end;
 	int ret;
 
 	pace_end(&queue->pace, begin, queue->last_avail);
@@ -171,11 +171,9 @@ int virtq_wait(struct virtq *queue)
 		ret = sleep_for_kick(queue, queue->config.kick < 0 ? LOOK_INTERVAL : -1);
 	if (ret > 0) {
 		want_kick(queue, false);
-		if (queue->polling.limit) {
-			end = clock_ns();
-			polling_slept(&queue->polling, end - begin);
-			pace_begin(&queue->pace, end, queue->last_avail);
-		}
+		end = clock_ns();
+		polling_slept(&queue->polling, end - begin);
+		pace_begin(&queue->pace, end, queue->last_avail);
 	}
 	return ret;
 }

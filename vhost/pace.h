@@ -12,12 +12,13 @@
 /* Of what a driver with a core of its own takes to wake, the part that is worth serving chains in, nanoseconds: half of it
  * across the cores of a virtual machine (polling.c). */
 #define PACE_WAKING 8000
-/* Chains that take so many nanoseconds are told of at once; one counts for no more than the other number. Two of 20 us told
- * of together still take 8 % less CPU time than each by itself. */
-#define PACE_LONG 30000
-#define PACE_MOST 40000
 /* Chains that are served in it, when it is not known how long one takes. */
 #define PACE_LEFT 8
+/* Nanoseconds a chain takes that is told of at once. Two of 20 us told of together still take 8 % less CPU time than each by
+ * itself. */
+#define PACE_LONG 30000
+/* One that takes longer counts for no more nanoseconds. */
+#define PACE_MOST 40000
 /* pace_left's, where no number of them will do. */
 #define PACE_NONE 65535
 
